@@ -1,0 +1,44 @@
+# Two commands do everything: `make reproduce` and `make test`. Needs python3 >= 3.11, make and a package index.
+#
+#   make reproduce [PROFILE=smoke|laptop|gpu|paper]   run the five notebooks here, compare with the recorded rows
+#   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
+#   make lab           JupyterLab on the notebooks
+#   make venv          .venv alone;  make constraints  the pins anew, by a tool;  make clean  forget runs/
+
+PROFILE ?= laptop
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: reproduce test lab venv constraints clean
+
+reproduce: $(READY)
+	$(BIN)/vtc reproduce --profile $(PROFILE)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	VTC_RUNS=$$runs $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+venv: $(READY)
+
+# made anew when the pins change; the stamp comes last, so an interrupted set-up is taken up again
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$(PYTHON) is older than 3.11: give a newer one, make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+constraints: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make constraints' --quiet -o constraints.txt
+
+clean:
+	rm -rf runs

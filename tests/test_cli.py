@@ -1,0 +1,105 @@
+"""The command line: one line for bad input, exit codes, and a start that imports no more than it needs."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from vtc import InputError, __main__
+
+LIGHT = ["vtc.profiles", "vtc.records", "vtc.figures", "vtc.cost", "vtc.scaling", "vtc.plan", "vtc.reproduce"]
+
+
+def vtc(*words, **options):
+    command = [sys.executable, "-m", "vtc", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Puts a command's module in place whose main does what it is told."""
+
+    def put(action):
+        def main(args):
+            return action(args)
+
+        module = types.ModuleType("vtc.fake")
+        module.add_arguments = lambda parser: parser.add_argument("--word")
+        module.main = main
+        monkeypatch.setitem(sys.modules, "vtc.fake", module)
+        monkeypatch.setitem(__main__.COMMANDS, "fake", ("vtc.fake", "does as it is told"))
+
+    return put
+
+
+def raising(error):
+    def action(args):
+        raise error
+
+    return action
+
+
+def test_a_command_gets_its_words_and_gives_its_exit_code(fake):
+    fake(lambda args: int(args.word))
+    assert __main__.main(["fake", "--word", "7"]) == 7
+
+
+def test_bad_input_is_one_line_and_exit_code_2(fake, capsys):
+    fake(raising(InputError("scores.csv, row 3:\n score is 83, expected 0 to 1")))
+    assert __main__.main(["fake"]) == 2
+    assert capsys.readouterr().err == "vtc: scores.csv, row 3: score is 83, expected 0 to 1\n"
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(fake, capsys):
+    fake(raising(KeyboardInterrupt()))
+    assert __main__.main(["fake"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_keeps_its_trace(fake):
+    fake(raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        __main__.main(["fake"])
+
+
+def test_help_names_every_command_and_imports_none_of_them():
+    done = vtc("--help")
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in __main__.COMMANDS)
+    code = "import sys, vtc.__main__ as m; m.main([]); print([n for n in sys.modules if n.startswith('vtc')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "['vtc', 'vtc.__main__']"
+
+
+@pytest.mark.parametrize("command", __main__.COMMANDS)
+def test_every_command_explains_its_options(command):
+    done = vtc(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: vtc {command}" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["reproduce", "--profile", "huge"], ["record", "--profile", "huge"]])
+def test_an_unknown_profile_names_the_four(words):
+    done = vtc(*words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert all(name in done.stderr for name in ("huge", "smoke", "laptop", "gpu", "paper"))
+
+
+def test_an_unknown_command_is_refused():
+    assert vtc("reprodcue").returncode == 2
+    assert vtc().returncode == 2
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m vtc --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_needs_no_torch_imports_none(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or f"{module} imports torch"

@@ -1,0 +1,33 @@
+"""Few visual tokens or a small LLM? A runnable companion to arXiv 2411.03312.
+
+The flow, one module an arrow:
+
+    profiles    how many, how large, how long
+    data        images + questions
+    tower       images -> features of s patches
+    compressors features (+ question) -> V visual tokens
+    vlm         V visual tokens + Q text tokens -> LLM of N parameters -> answer
+    train       one recipe for every cell of the sweep;  evaluate  answers -> error Y
+    bench       the clock;  cost  the same work counted, no clock
+    scaling     errors -> law Y(N, V) with intervals -> frontier;  plan  law + cost -> which N and V
+    records     rows: find, measure what is missing, append;  figures  rows -> pictures
+    reproduce   the five notebooks in order, then our numbers beside the recorded ones and the paper's
+
+Letters. Capitals are the paper's quantities, lower case are tensor axes.
+
+    N       LLM parameters that multiply each token (the embedding table is not one)
+    V       visual tokens that enter the LLM
+    Q       text tokens in the prompt;  q' (`q_prime` in code)  question tokens among them
+    G       generated tokens
+    Y       error = 1 - score;  the law is  Y(N, V) = A / N^alpha * 1 / V^beta + D
+    A, D    scale and floor of the law;  alpha, beta  its exponents for N and V
+    g, s    side of the vision grid and its patches, s = g * g
+    k       side of a compressor's window, V = (g / k)^2
+    b, s, v, d   axes: batch, patch, visual token, width
+"""
+
+__version__ = "0.1.0"
+
+
+class InputError(ValueError):
+    """Something a person gave is wrong: one line saying what, where, what was expected and what to do."""

@@ -1,0 +1,96 @@
+"""The compressor zoo: `build(name, tokens=V, grid=g, ...)` makes any of them, all are called alike.
+
+    compressor = build("quecc", tokens=4, grid=12, d=64, d_levels=256, d_llm=128, d_question=128)
+    tokens = compressor(features, question)  # (b, s, d) -> (b, 4, d_out)
+
+Nothing heavy is imported until one is built. To add a compressor, write its file and one line in `REGISTRY`, or
+pass a class of your own to `register`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from vtc import InputError
+
+# name -> (module, class, options that the name stands for)
+REGISTRY = {
+    "none": ("simple", "NoImage", {}),
+    "identity": ("simple", "Identity", {}),
+    "pool": ("simple", "Pool", {}),
+    "pool_after": ("simple", "PoolAfter", {}),
+    "tokenpacker": ("tokenpacker", "TokenPacker", {}),
+    "tokenpacker_antialias": ("tokenpacker", "TokenPacker", {"antialias": True}),
+    "quecc": ("quecc", "QueCC", {}),
+    "quecc_shared": ("quecc", "QueCC", {"source": "prompt_prefix"}),
+    "quecc_light": ("quecc", "QueCC", {"source": "embeddings"}),
+    "glances": ("glances", "Glances", {}),
+    "glances_steered": ("glances", "Glances", {"steered": True}),
+    "mqt": ("resampler", "MQT", {}),
+    "mqt_content": ("resampler", "MQT", {"keys": "content"}),
+    "perceiver": ("resampler", "Perceiver", {}),
+    "llavamini": ("resampler", "LLaVAMini", {}),
+    "llavamini_fused": ("prefusion", "LLaVAMiniFused", {}),
+    "prumerge": ("prune", "PruMerge", {}),
+    "prumerge_normalised": ("prune", "PruMerge", {"normalise": True}),
+    "prumerge_plus": ("prune", "PruMerge", {"plus": True}),
+    "visionzip": ("prune", "VisionZip", {}),
+    "tome": ("tome", "ToMe", {}),
+    "fastv": ("fastv", "FastV", {}),
+    "random": ("controls", "Random", {}),
+    "stride": ("controls", "Stride", {}),
+    "downsample": ("controls", "Downsample", {}),
+    "dct": ("controls", "DCT", {}),
+}
+
+
+def names() -> list[str]:
+    """The compressors there are."""
+    return list(REGISTRY)
+
+
+def register(name: str, cls: type, **options) -> None:
+    """Add a compressor class under `name`; the sweep, the cost and the figures then know it."""
+    REGISTRY[name] = (cls, None, options)
+
+
+def entry(name: str) -> tuple[str, dict]:
+    """`name` -> the name of its class and the options it stands for; `InputError` lists the names there are."""
+    if name not in REGISTRY:
+        raise InputError(f"unknown compressor '{name}': use one of {', '.join(names())}")
+    module, cls, options = REGISTRY[name]
+    return (cls if isinstance(module, str) else module.__name__), options
+
+
+def find(name: str) -> type:
+    """`name` -> its class, imported when asked for."""
+    cls, _ = entry(name)
+    module = REGISTRY[name][0]
+    return getattr(import_module(f"vtc.compressors.{module}"), cls) if isinstance(module, str) else module
+
+
+def possible(name: str, grid: int) -> list[int]:
+    """The V that `name` can give on a `grid` x `grid` tower, rising."""
+    return find(name).possible(grid)
+
+
+def build(name: str, *, tokens: int, grid: int, d: int, d_levels=None, d_llm=None, d_question=None, **options):
+    """One compressor by name -> `torch.nn.Module`, see `vtc.compressors.base.Compressor`.
+
+    tokens: V (0 means no image, whatever the name). grid: g. d, d_levels: widths of the tower's last and stacked
+    layers. d_llm: the LLM's width. d_question: width of the question vector. options: the class's own.
+    Raises `InputError`, one line, for an unknown name, a V that the grid cannot give, a width or option that
+    does not fit.
+    """
+    cls, (_, preset) = find(name), entry(name)
+    if tokens == 0:
+        name, cls, preset, options = "none", find("none"), {}, {}
+    shape = dict(tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_llm=d_llm, d_question=d_question)
+    try:
+        compressor = cls(**shape, **{**preset, **options})
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise InputError(f"compressor '{name}': {str(error).split('()')[-1].strip()}") from None
+    compressor.name, compressor.options = name, options
+    return compressor

@@ -1,0 +1,251 @@
+"""What every compressor shares: the features that come in, the one call, the window geometry, the mlp2x.
+
+Data flow: tower features (+ question) -> **compressor** -> projector -> LLM. Letters as in `vtc`: `b, s, v, d`
+are axes (batch, patch, visual token, width), `g` the side of the patch grid (`s = g*g`), `k` the side of a window
+and `n = g/k` the windows along a side (`V = n*n`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc import InputError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a vision tower hands over; only `last` is always there. Patches are in raster order, no class token."""
+
+    last: Tensor  # (b, s, d) the layer the LLM would read, second to last
+    levels: Tensor | None = None  # (b, s, d_levels) several layers side by side
+    attention: Tensor | None = None  # (b, h, s) softmaxed attention of the class token; its own column is cut off
+    keys: Tensor | None = None  # (b, s, h, d_h) attention keys of the patches
+    cls: Tensor | None = None  # (b, d) the class token of the layer of `last`
+
+    def __len__(self) -> int:
+        return self.last.shape[0]
+
+    def map(self, change) -> Features:
+        """The same features with `change` applied to every tensor that is there."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Features(**{name: part if part is None else change(part) for name, part in parts.items()})
+
+    def __getitem__(self, index) -> Features:
+        """Images `index` (slice, list or index tensor) of the batch."""
+        return self.map(lambda part: part[index])
+
+    def to(self, *args, **kwargs) -> Features:
+        return self.map(lambda part: part.to(*args, **kwargs))
+
+
+class Compressor(nn.Module):
+    """Features (b, s, d) and, for some, a question (b, d_question) -> V visual tokens (b, V, d_out).
+
+    A compressor of your own is a subclass with `compress`; everything else has a working default. Raises
+    `InputError` where V, grid, question or attention do not fit.
+    """
+
+    cost_class = "A"  # A: V tokens enter the LLM. B: side layers read all. C: only the KV cache shrinks. D: inside it
+    needs_question = False
+    needs_levels = False
+    needs_attention = False  # features.attention
+    needs_keys = False  # features.keys
+    ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
+    nested = False  # True: the same weights serve every V, see `at`
+    exact_count = True  # False: some of the V tokens may be padding, see `with_mask`
+
+    def __init__(self, *, tokens, grid, d, d_levels=None, d_llm=None, d_question=None):
+        super().__init__()
+        self.name = type(self).__name__
+        self.grid, self.d, self.d_levels, self.d_llm, self.d_question = grid, d, d_levels, d_llm, d_question
+        self.tokens = self.check_tokens(tokens)
+        self.d_out = self.width_of("d_llm") if self.ends_at_llm else d
+
+    @classmethod
+    def possible(cls, grid: int) -> list[int]:
+        """The V that a `grid` x `grid` tower can be compressed to, rising."""
+        return list(range(1, grid * grid + 1))
+
+    def check_tokens(self, tokens: int) -> int:
+        there = self.possible(self.grid)
+        if tokens in there:
+            return tokens
+        listed = ", ".join(map(str, there if len(there) < 20 else [*there[:5], "...", there[-1]]))
+        raise InputError(f"{self.name} cannot give V = {tokens} from a {self.grid} x {self.grid} grid: use one of {listed}")
+
+    def width_of(self, which: str) -> int:
+        if width := getattr(self, which):
+            return width
+        raise InputError(f"{self.name} needs the width {which}: pass {which}=... to vtc.compressors.build")
+
+    def at(self, tokens: int) -> Compressor:
+        """The same weights (shared, not copied) giving another V; only where `nested` is true."""
+        if not self.nested and tokens != self.tokens:
+            raise InputError(f"{self.name} is built for V = {self.tokens}; it cannot give {tokens} with the same weights")
+        twin = copy.copy(self)
+        twin.tokens = twin.check_tokens(tokens)
+        return twin
+
+    def forward(self, features: Features, question: Tensor | None = None, **extra) -> Tensor:
+        """Features (b, s, d), question (b, d_question) or None -> visual tokens (b, V, d_out)."""
+        self.check(features, question, **extra)
+        return self.compress(features, question, **extra)
+
+    def check(self, features: Features, question: Tensor | None, **extra) -> None:
+        """Raise `InputError` where the features or the question lack what this compressor reads."""
+        b, s, d = features.last.shape
+        if s != self.grid**2 or d != self.d:
+            raise InputError(
+                f"{self.name} was built for {self.grid} x {self.grid} patches of width {self.d}, got {s} of width {d}"
+            )
+        for part in ("levels", "attention", "keys"):
+            if getattr(self, f"needs_{part}") and getattr(features, part) is None and "kv" not in extra:
+                raise InputError(f"{self.name} reads features.{part}, which this tower did not give")
+        if not self.needs_question:
+            return
+        if question is None:
+            raise InputError(f"{self.name} needs the question: pass question=(batch, {self.d_question})")
+        if question.shape[0] != b or question.shape[-1] != self.d_question:
+            raise InputError(
+                f"{self.name} needs a question of shape ({b}, {self.d_question}), got {tuple(question.shape)}"
+            )
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (b, V, d_out) and which of them are real, (b, V) bool; all are unless `exact_count` is False."""
+        tokens = self(features, question)
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+        """Where each visual token looks: (b, V, s), rows add up to 1 (what the notebook draws).
+
+        The default is the size of the token's gradient with respect to each patch, so it works for any
+        compressor; those with an attention map of their own return that instead.
+        """
+        with torch.enable_grad():
+            features = features.map(lambda part: part.detach().float().requires_grad_())
+            read = [part for part in (features.last, features.levels) if part is not None]
+            rows = []
+            for token in self(features, question).unbind(1):  # (b, d_out)
+                slopes = torch.autograd.grad(token.square().sum(), read, retain_graph=True, allow_unused=True)
+                rows.append(sum(slope.square().sum(-1) for slope in slopes if slope is not None).sqrt())
+        seen = torch.stack(rows, 1)  # (b, V, s)
+        return seen / seen.sum(-1, keepdim=True).clamp_min(1e-12)
+
+    def flops(self, b: int = 1, questions: int = 1) -> float:
+        """Operations (two a multiply-add) for `b` images with `questions` questions each.
+
+        Counted by `vtc.compressors.ledger` where the entry has a formula there, else by instrumenting one call
+        on the meta device.
+        """
+        from vtc.compressors import ledger
+
+        return ledger.of(self, b, questions)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+class Windows(Compressor):
+    """A compressor whose tokens stand for the n x n square windows of the grid: V = n*n for n that divide g."""
+
+    @classmethod
+    def possible(cls, grid: int) -> list[int]:
+        return [n * n for n in range(1, grid + 1) if grid % n == 0]
+
+    @property
+    def n(self) -> int:
+        """Windows along a side."""
+        return math.isqrt(self.tokens)
+
+    @property
+    def k(self) -> int:
+        """Patches along a window's side."""
+        return self.grid // self.n
+
+
+def windows(x: Tensor, n: int) -> Tensor:
+    """(..., s, d) in raster order -> (..., n*n, k*k, d), windows and their patches in raster order."""
+    *lead, s, d = x.shape
+    g = math.isqrt(s)
+    k = g // n
+    x = x.reshape(*lead, n, k, n, k, d).transpose(-4, -3)  # (..., n, n, k, k, d)
+    return x.reshape(*lead, n * n, k * k, d)  # a view where n = 1 or k = 1
+
+
+def unwindows(x: Tensor, n: int, v_axis: int = 1) -> Tensor:
+    """Weights inside windows (b, v, k*k) -> weights over the whole grid (b, v, s), zero outside the window."""
+    b, v, kk = x.shape
+    k = math.isqrt(kk)
+    place = torch.eye(v, device=x.device, dtype=x.dtype).view(v, n, n, 1, 1)  # token -> its own window
+    whole = x.view(b, v, 1, 1, k, k) * place  # (b, v, n, n, k, k)
+    return whole.transpose(3, 4).reshape(b, v, n * n * kk)
+
+
+def mean_pool(x: Tensor, n: int) -> Tensor:
+    """(b, s, d) -> (b, n*n, d): the mean of each window."""
+    b, s, d = x.shape
+    k = math.isqrt(s) // n
+    return x if k == 1 else x.view(b, n, k, n, k, d).mean((2, 4)).view(b, n * n, d)
+
+
+def mlp2x(d_in: int, d: int, d_out: int) -> nn.Sequential:
+    """Linear, exact GELU, Linear: LLaVA-1.5's projector and the key, value and query maps of two compressors."""
+    return nn.Sequential(nn.Linear(d_in, d), nn.GELU(), nn.Linear(d, d_out))
+
+
+class Official:
+    """A release's state dict, read name by name; a name that is missing is said in one line."""
+
+    def __init__(self, state: dict, owner: str):
+        inside = {name: part for name, part in state.items() if "mm_projector." in name}
+        self.state = {name.split("mm_projector.")[-1]: part for name, part in (inside or state).items()}
+        self.owner = owner
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.state
+
+    def under(self, prefix: str) -> Official:
+        """The names that start with `prefix`, without it."""
+        part = copy.copy(self)
+        part.state = {k[len(prefix) :]: v for k, v in self.state.items() if k.startswith(prefix)}
+        return part
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.state:
+            return torch.as_tensor(self.state[name])
+        raise InputError(f"load_official: {self.owner} expects a tensor named '{name}' in the state dict; it is missing")
+
+    def linear(self, name: str, bias: bool = True) -> dict[str, Tensor]:
+        return {part: self[f"{name}.{part}"] for part in (("weight", "bias") if bias else ("weight",))}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into `module`'s parameters by name; all must be there and fit, or one `InputError` says which."""
+    own = dict(module.named_parameters())
+    for name in own:
+        if name not in tensors:
+            raise InputError(f"load_official: nothing in the state dict for {type(module).__name__}.{name}")
+    for name, tensor in tensors.items():
+        if own[name].shape != tensor.shape:
+            raise InputError(
+                f"load_official: {type(module).__name__}.{name} is {tuple(own[name].shape)} here, "
+                f"{tuple(tensor.shape)} in the state dict: build with the widths of the release"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def gelu_linear(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """second(GELU(first(x)))."""
+    return second(F.gelu(first(x)))

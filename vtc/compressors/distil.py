@@ -1,0 +1,52 @@
+"""An auxiliary loss for any compressor: from its tokens, all patches should be guessed again (ETC, arXiv 2606.00543).
+
+The decoder is dropped after training. Target `X * (1 - a + a S)` with S the min-max scaled interest in each patch;
+loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a Gaussian a channel, times a small weight.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.compressors.base import Compressor, Features, mlp2x, windows
+
+
+class Distil(nn.Module):
+    """`auxiliary_loss(tokens, features)` for a compressor; its parameters train along and are left behind.
+
+    weight: of the loss (1e-5 is ETC's, a sum over patches and channels). alpha: how much interest scales the target.
+    """
+
+    def __init__(self, compressor: Compressor, width: int = 128, weight: float = 1e-5, alpha: float = 0.6):
+        super().__init__()
+        v, s = compressor.tokens, compressor.grid**2
+        self.n = math.isqrt(v) if v and math.isqrt(v) ** 2 == v and compressor.grid % math.isqrt(v) == 0 else 1
+        d_in = compressor.d_out * (1 if self.n * self.n == v else v)  # all tokens side by side where not by window
+        self.weight, self.alpha = weight, alpha
+        self.spread = nn.Linear(d_in, width)
+        self.place = nn.Parameter(torch.randn(s // self.n**2, width))
+        self.decode = mlp2x(width, width, compressor.d)
+        self.log_sigma = nn.Parameter(torch.zeros(compressor.d))
+
+    def guess(self, tokens: Tensor) -> Tensor:
+        """(b, V, d_out) -> the patches by window, (b, n*n, k*k, d)."""
+        tokens = tokens if tokens.shape[1] == self.n**2 else tokens.flatten(1).unsqueeze(1)
+        return self.decode(F.gelu(self.spread(tokens)).unsqueeze(2) * self.place)
+
+    def auxiliary_loss(self, tokens: Tensor, features: Features, interest: Tensor | None = None) -> Tensor:
+        """tokens (b m, V, d_out), features of b images, interest (b, s) or None -> a scalar to add to the LLM's loss."""
+        target = features.last.detach().float()
+        if interest is not None:
+            low, high = interest.amin(-1, keepdim=True), interest.amax(-1, keepdim=True)
+            share = (interest - low) / (high - low).clamp_min(1e-12)
+            target = target * (1 - self.alpha + self.alpha * share.unsqueeze(-1))
+        target = windows(target, self.n).repeat_interleave(len(tokens) // len(target), 0)
+        off = (self.guess(tokens).float() - target).square().sum((1, 2)).mean(0)  # (d,)
+        patches = target.shape[1] * target.shape[2]
+        return self.weight * (off * (-2 * self.log_sigma).exp() / 2 + patches * self.log_sigma).sum()
+
+    forward = auxiliary_loss

@@ -1,0 +1,94 @@
+"""Glances: a token made of many small looks, each with a place, a taste and the question. Ours, for V = 1 to 4.
+
+QueCC and TokenPacker give a window one query, so a token is 8 heads that look at nearly the same thing, and they pay
+for separate key and value maps. Here one map of the patches serves as key and value (half the operations), and what
+that saves buys more looks: `glances` heads a window that start spread over its area, score patches by place (a learned
+table), by content and by the question, and are put side by side before the map to the LLM.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.compressors.base import Features, Windows, mlp2x, unwindows, windows
+from vtc.compressors.question import QuestionPool
+
+
+def spread(glances: int, k: int) -> Tensor:
+    """Start of the place table (glances, k*k): logits that fall with the distance from centres on a lattice."""
+    side = math.ceil(glances**0.5)
+    at = (torch.arange(glances) + 0.5) * side**2 / glances
+    rows, columns = (at // side + 0.5) * k / side, (at % side) * k / side
+    patch = torch.arange(k) + 0.5
+    far = (rows[:, None, None] - patch[:, None]) ** 2 + (columns[:, None, None] - patch) ** 2
+    return (-far / (2 * (k / side) ** 2)).flatten(1)
+
+
+class Glances(Windows):
+    """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
+
+    steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales the
+    values. width: of the patches' map (d). each: channels a glance carries (width / 8).
+    """
+
+    needs_levels = True
+    ends_at_llm = True
+
+    def __init__(self, *, glances=32, width=None, each=None, steered=False, source="embeddings", **shape):
+        super().__init__(**shape)
+        width = width or self.d
+        each = each or max(4, width // 8)
+        self.needs_question, self.question_source = steered, source
+        self.read = mlp2x(self.width_of("d_levels"), width, width)
+        self.query = nn.Parameter(torch.randn(glances, width) * width**-0.5)
+        self.place = nn.Parameter(spread(glances, self.k))
+        self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
+        self.project = mlp2x(glances * each, self.d_out, self.d_out)
+        if steered:
+            self.d_question = self.d_question or self.d_llm
+            self.pool = QuestionPool(self.d_question) if source == "embeddings" else None
+            self.text = nn.Sequential(nn.Linear(self.pool.d_out if self.pool else self.d_question, width), nn.GELU())
+            self.steer, self.scale = nn.Linear(width, glances * width), nn.Linear(width, width)
+            nn.init.normal_(self.steer.weight, std=0.5 * width**-0.5)
+            nn.init.zeros_(self.scale.weight)
+
+    def patches(self, features: Features) -> Tensor:
+        """Keys and values at once, by window: (b, V, k*k, width)."""
+        z = self.read(features.levels)
+        return windows(F.layer_norm(z, z.shape[-1:], eps=1e-6), self.n)
+
+    def asked(self, question: Tensor, mask: Tensor | None) -> Tensor:
+        """A question -> (b, m, width)."""
+        if self.pool is not None:
+            question = self.pool(question, mask)  # (b, d) or (b, m, d)
+        steer = self.text(question)
+        return steer if steer.dim() == 3 else steer.unsqueeze(1)
+
+    def looks(self, patches: Tensor, steer: Tensor | None) -> Tensor:
+        """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k), rows add up to 1."""
+        b, v, kk, width = patches.shape
+        query, place = self.query.expand(b, 1, -1, -1), self.place
+        if steer is not None:
+            query = query + self.steer(steer).unflatten(-1, (-1, width)) * width**-0.5  # (b, m, glances, width)
+            place = place.repeat(steer.shape[1], 1)
+        query = query.flatten(1, 2).unsqueeze(1)  # (b, 1, m glances, width)
+        return ((query.to(patches.dtype) @ patches.transpose(2, 3)) + place).softmax(-1)
+
+    def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
+        """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: `patches(features)`, kept."""
+        patches = self.patches(features) if kv is None else kv
+        steer = self.asked(question, mask) if self.needs_question else None
+        seen = self.looks(patches, steer) @ patches  # (b, V, m glances, width)
+        seen = seen.unflatten(2, (-1, len(self.query))).transpose(1, 2)  # (b, m, V, glances, width)
+        if steer is not None:
+            seen = seen * (1 + self.scale(steer))[:, :, None, None]
+        carried = torch.einsum("bmvhw,hwc->bmvhc", seen, self.value.to(seen.dtype))
+        return self.project(carried.flatten(3).flatten(0, 1))  # (b m, V, d_llm)
+
+    def where(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+        steer = self.asked(question, mask) if self.needs_question else None
+        return unwindows(self.looks(self.patches(features), steer).mean(2), self.n)

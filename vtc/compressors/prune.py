@@ -1,0 +1,202 @@
+"""Patches kept by the class token's attention, the others folded in: PruMerge, PruMerge+ and VisionZip. No weights.
+
+PruMerge: arXiv 2403.15388, https://github.com/42Shawn/LLaVA-PruMerge. VisionZip: arXiv 2412.04467,
+https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: PruMerge reads those of its last
+layer as one wide head (`class_attention`), VisionZip those of the layer before, head by head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc import InputError
+from vtc.compressors.base import Compressor, Features
+
+
+def class_attention(q: Tensor, k: Tensor) -> Tensor:
+    """Last layer's maps with the class token first, (b, 1+s, d) each -> (b, 1, s): one head, class column cut off."""
+    scores = q[:, :1] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+    return scores.softmax(-1)[:, :, 1:]
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """(b, s, d) at (b, n) -> (b, n, d)."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def complement(index: Tensor, s: int) -> Tensor:
+    """(b, n) -> (b, s - n): what is not in `index`, rising. A double in `index` costs the lowest ones their place."""
+    missing = torch.arange(s, device=index.device).expand(len(index), -1).scatter(1, index, -1).sort(-1).values
+    return missing[:, index.shape[1] :]
+
+
+def outlier_share(attention: Tensor) -> Tensor:
+    """(b, s) -> (b,) float64: share of patches above Q3 + 1.5 (Q3 - Q1) of their image."""
+    low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]).to(attention), dim=-1)
+    above = attention > (high + 1.5 * (high - low)).unsqueeze(-1)
+    return above.sum(-1).double() / attention.shape[-1]
+
+
+def spaced(s: int, ratio: float, adaptive: bool) -> Tensor:
+    """PruMerge+'s evenly spaced patches for a share `ratio`, as released; the last patch is never among them."""
+    step = int(1 / ratio)
+    return torch.arange(0, s - 1, int(step / 3)) if adaptive else torch.arange(step // 2, s - 1, step)
+
+
+class Kept(NamedTuple):
+    """Patches kept, in output order, and the rest, rising: (b, n) and (b, s - n)."""
+
+    kept: Tensor
+    rest: Tensor
+
+
+def fold(x: Tensor, attention: Tensor, keys: Tensor, keep: Kept, normalise: bool = False, neighbours: int = 32) -> Tensor:
+    """Each kept patch plus its nearest others, and one token for the rest: (b, s, d) -> (b, n + 1, d).
+
+    Nearest by cosine of keys among all others; each is weighted with its class attention. As released the
+    weighted sum is added as it is; `normalise` makes it the mean that the paper writes, over the group with its centre.
+    """
+    n = keep.kept.shape[1]
+    order = torch.cat(keep, 1)  # kept first
+    x, attention = pick(x, order), attention.gather(1, order)
+    unit = F.normalize(pick(keys, order), dim=-1)
+    near = unit[:, :n] @ unit.transpose(1, 2)  # (b, n, s)
+    near.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    near = near.topk(min(neighbours, near.shape[-1] - 1), -1).indices
+    weights = torch.zeros_like(unit[:, :1, :1]).expand(-1, n, x.shape[1])
+    weights = weights.scatter(2, near, attention.unsqueeze(1).expand(-1, n, -1).gather(2, near))  # (b, n, s)
+    left = attention[:, n:].unsqueeze(1)  # (b, 1, s - n)
+    if not normalise:
+        return torch.cat([x[:, :n] + weights @ x, left @ x[:, n:]], 1)
+    weights = weights + torch.diag_embed(attention)[:, :n]
+    extra = left @ x[:, n:] / left.sum(-1, keepdim=True).clamp_min(1e-12)
+    return torch.cat([weights @ x / weights.sum(-1, keepdim=True), extra], 1)
+
+
+class PruMerge(Compressor):
+    """V - 1 patches by falling class attention, each with its neighbours folded in, and one token for the rest.
+
+    plus: half of the kept are evenly spaced ones. ratio: keep this share, as the release's fixed variant does (its doubles
+    included), V is then a cap. adaptive: the share of outliers of each image decides (the release pools the batch);
+    what is missing to V is padding, see `with_mask`. normalise: weighted means in place of the release's sums.
+    """
+
+    needs_attention = True
+    needs_keys = True
+
+    def __init__(self, *, plus=False, adaptive=False, ratio: float | None = None, normalise=False, **shape):
+        super().__init__(**shape)
+        self.plus, self.adaptive, self.ratio, self.normalise = plus, adaptive, ratio, normalise
+        self.exact_count = not adaptive and ratio is None
+
+    def choose(self, attention: Tensor) -> Kept:
+        """Class attention (b, s) -> which patches stay; with `adaptive`, b = 1."""
+        s = attention.shape[1]
+        ranked = attention.argsort(dim=-1, descending=True, stable=True)
+        if self.exact_count:
+            top = ranked[:, : self.tokens - 1]
+            if self.plus:
+                top = self.half_spaced(ranked, self.tokens - 1)
+            return Kept(top, complement(top, s))
+        ratio = float(outlier_share(attention)[0]) if self.adaptive else float(self.ratio)
+        top = ranked[:, : int(s * ratio)]
+        if self.plus and ratio > 0:
+            extra = spaced(s, ratio, self.adaptive).to(top).expand(len(top), -1)
+            if self.adaptive:
+                extra = extra[~torch.isin(extra, top)].view(1, -1)
+            top = torch.cat([top, extra], 1)
+        return Kept(top, complement(top, s))
+
+    @staticmethod
+    def half_spaced(ranked: Tensor, n: int) -> Tensor:
+        """Exactly n patches: half by attention, the others evenly spaced among the patches still left."""
+        top = ranked[:, : (n + 1) // 2]
+        left = complement(top, ranked.shape[1])
+        more = n - top.shape[1]
+        at = torch.div(torch.arange(more, device=left.device) * 2 + 1, 2 * max(more, 1) / left.shape[1]).long()
+        return torch.cat([top, left[:, at]], 1)
+
+    def one(self, features: Features) -> Tensor:
+        """All tokens of a batch whose count is common to it."""
+        attention = features.attention.float().mean(1)
+        keys = features.keys.float().flatten(2)
+        return fold(features.last.float(), attention, keys, self.choose(attention), self.normalise)
+
+    def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check(features, question)
+        images = [features[i : i + 1] for i in range(len(features))] if self.adaptive else [features]
+        tokens = features.last.new_zeros(len(features), self.tokens, self.d)
+        mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        for i, image in enumerate(images):
+            at = slice(i, i + 1) if self.adaptive else slice(None)
+            found = self.one(image)
+            if found.shape[1] > self.tokens:  # keep the strongest and the token of the rest
+                found = torch.cat([found[:, : self.tokens - 1], found[:, -1:]], 1)
+            tokens[at, : found.shape[1]] = found.to(tokens.dtype)
+            mask[at, : found.shape[1]] = True
+        return tokens, mask
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        if self.exact_count:
+            return self.one(features).to(features.last.dtype)
+        return self.with_mask(features)[0]
+
+
+class Zipped(NamedTuple):
+    """VisionZip's choice, counted with the class token where there is one."""
+
+    tokens: Tensor  # (b, V, d)
+    dominant: Tensor  # (b, V - c) by falling attention
+    target: Tensor  # (c,) positions among the patches that remain
+    assigned: Tensor  # (b, rest) number of the target of each other remaining patch
+
+
+class VisionZip(Compressor):
+    """The class token and the patches it attends to most, then c tokens that gather the rest -> (b, V, d).
+
+    contextual: c, by default the paper's share (10 of 64). A tower without a class token gives one patch more in its place.
+    As released a contextual token is its target *plus* the mean of what joins it; normalise makes it the group's mean.
+    """
+
+    needs_attention = True
+    needs_keys = True
+
+    @classmethod
+    def possible(cls, grid: int) -> list[int]:
+        return list(range(2, grid * grid + 1))
+
+    def __init__(self, *, contextual: int | None = None, normalise: bool = False, **shape):
+        super().__init__(**shape)
+        self.contextual = contextual or max(1, round(self.tokens * 10 / 64))
+        self.normalise = normalise
+        if not 0 < self.contextual < self.tokens:
+            raise InputError(f"visionzip: contextual must be 1 to V - 1 = {self.tokens - 1}, got {contextual}")
+
+    def zip(self, features: Features) -> Zipped:
+        attention = features.attention.float().sum(1)  # (b, s)
+        metric = F.normalize(features.keys.float().mean(2), dim=-1)
+        x = features.last.float()
+        c, first = self.contextual, int(features.cls is not None)
+        top = attention.topk(self.tokens - c - first, -1).indices
+        rest = complement(top, x.shape[1])  # (b, M)
+        step = max(1, rest.shape[1] // c)
+        target = torch.arange(c, device=x.device) * step
+        others = complement(target.unsqueeze(0), rest.shape[1]).expand(len(x), -1)
+        near = pick(metric, rest.gather(1, others)) @ pick(metric, rest[:, target]).transpose(1, 2)
+        assigned = near.argmax(-1)  # (b, M - c)
+        joined = F.one_hot(assigned, c).transpose(1, 2).to(x)  # (b, c, M - c)
+        count = joined.sum(-1, keepdim=True)
+        total, centre = joined @ pick(x, rest.gather(1, others)), pick(x, rest[:, target])
+        contextual = (centre + total) / (count + 1) if self.normalise else centre + total / count.clamp_min(1)
+        dominant = pick(x, top.sort(-1).values)
+        if first:
+            dominant = torch.cat([features.cls.float().unsqueeze(1), dominant], 1)
+            top = torch.cat([torch.zeros_like(top[:, :1]), top + 1], 1)
+        return Zipped(torch.cat([dominant, contextual], 1), top, target, assigned)
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return self.zip(features).tokens.to(features.last.dtype)

@@ -1,0 +1,156 @@
+"""QueCC (arXiv 2411.03312, section 4): window attention whose queries know the question.
+
+Reference implementation: https://github.com/locuslab/llava-token-compression (no licence; written from the paper and
+its description). Keys and values do not see the question, so an image asked m questions pays for them once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc import InputError
+from vtc.compressors.base import Features, Official, Windows, fill, mlp2x
+from vtc.compressors.question import QuestionPool
+from vtc.compressors.windowed import WindowAttention, inverse_sigma
+
+SOURCES = ("llm_last", "prompt_prefix", "embeddings")
+
+
+class QueCC(Windows):
+    """(b, s, d), (b, s, d_levels) and a question -> (b, V, width); the projector follows.
+
+    question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question) for m
+    questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not given). kernel, stride: as the
+    release offers them, for its odd settings; both are k. project: append mlp2x to d_llm. Ablations: `question=False`,
+    `conv=False` (window mean), `levels=1` (keys and values from `last` alone), `heads=1`.
+
+    source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of the LLM
+    over the question alone (published); "prompt_prefix", the question stands before the image and its last hidden
+    state comes from the prompt's own prefix, whose cache is reused; "embeddings", no pass: question is the LLM's
+    input embeddings (b, q, d_llm) or (b, m, q, d_llm) with a mask alike, pooled here.
+    """
+
+    needs_question = True
+    needs_levels = True
+
+    def __init__(self, *, heads=8, width=None, question=True, conv=True, levels=None, source="llm_last",
+                 kernel=None, stride=None, project=False, **shape):  # fmt: skip
+        super().__init__(**shape)
+        if source not in SOURCES:
+            raise InputError(f"quecc: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
+        self.question_source = source if question else None
+        width = width or self.d
+        if width % heads:
+            raise InputError(f"{self.name}: {heads} heads do not divide the width {width}")
+        self.needs_question, self.conv, self.heads = question, conv, heads
+        self.needs_levels = levels != 1
+        self.kernel, self.stride = kernel or self.k, stride or self.k
+        if question:
+            self.d_question = self.d_question or self.d_llm
+            d_text = self.width_of("d_question")
+            self.pool = QuestionPool(d_text) if source == "embeddings" else None
+            self.text = nn.Linear(self.pool.d_out if self.pool else d_text, self.d)
+            self.text_norm = nn.LayerNorm(self.d, eps=1e-6)
+        self.query_in, self.query_out = nn.Linear(self.d, width), nn.Linear(width, width)
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        if conv:
+            depthwise = nn.Conv2d(width, width, self.kernel, self.stride, groups=width)
+            self.conv_weight = nn.Parameter(depthwise.weight.detach()[:, 0].permute(1, 2, 0).contiguous())  # (k, k, width)
+            self.conv_bias = nn.Parameter(depthwise.bias.detach())
+        self.attend = WindowAttention(self.width_of("d_levels") if self.needs_levels else self.d, width, heads)
+        self.project = mlp2x(width, self.width_of("d_llm"), self.d_llm) if project else nn.Identity()
+        self.d_out = self.d_llm if project else width
+        self.ends_at_llm = project
+
+    def keys_values(self, features: Features) -> tuple[Tensor, tuple]:
+        """What does not depend on the question: the query MLP's first product (b, s, width), and keys and values."""
+        return F.linear(features.last, self.query_in.weight), self.attend.keys_values(self.read(features))
+
+    def read(self, features: Features) -> Tensor:
+        return features.levels if self.needs_levels else features.last
+
+    def asked(self, question: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """A question as it is given -> (b, m, d_question); None where none is read."""
+        if not self.needs_question:
+            return None
+        if self.pool is not None:
+            question = self.pool(question, mask)
+        return question if question.dim() == 3 else question.unsqueeze(1)
+
+    def queries(self, before: Tensor, question: Tensor | None) -> Tensor:
+        """The query MLP's first product (b, s, width) and questions (b, m, d_question) -> queries (b, m, V, width)."""
+        steer = self.query_in.bias
+        if self.needs_question:  # W(x + t) + b = Wx + (Wt + b)
+            steer = self.query_in(self.text_norm(self.text(question))).unsqueeze(2)  # (b, m, 1, width)
+        weight, bias = (part - part.mean(0) for part in (self.query_out.weight, self.query_out.bias))
+        z = F.linear(F.gelu(before.unsqueeze(1) + steer), weight, bias)  # (b, m, s, width), its mean is 0
+        return self.downsample(z * inverse_sigma(z, self.query_norm.eps).unsqueeze(-1).to(z.dtype))
+
+    def downsample(self, z: Tensor) -> Tensor:
+        """(b, m, s, width), normalised -> (b, m, V, width): the norm's affine map, then the depthwise convolution."""
+        b, m, s, width = z.shape
+        g, n, k = self.grid, self.n, self.k
+        scale, shift = self.query_norm.weight, self.query_norm.bias
+        if not self.conv:
+            return z.view(b, m, n, k, n, k, width).mean((3, 5)).view(b, m, n * n, width) * scale + shift
+        weight = self.conv_weight * scale  # the norm's scale and shift move into the convolution
+        bias = self.conv_bias + shift * self.conv_weight.sum((0, 1))
+        if torch.is_grad_enabled() and self.kernel == self.stride == k:  # its backward pass is slow on a CPU
+            weight = weight.view(k, 1, k, width).to(z.dtype)
+            return (z.view(b, m, n, k, n, k, width) * weight).sum((3, 5)).view(b, m, n * n, width) + bias
+        image = z.view(b * m, g, g, width).permute(0, 3, 1, 2)
+        out = F.conv2d(image, weight.permute(2, 0, 1).unsqueeze(1), bias, self.stride, groups=width)
+        return out.permute(0, 2, 3, 1).reshape(b, m, n * n, width)
+
+    def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
+        """As `forward`; kv: from `keys_values`, where the same images are asked again."""
+        question = self.asked(question, mask)
+        if kv is not None or torch.is_grad_enabled():
+            return self.steer(features, question, kv)
+        b, step = len(features), pieces(features, question, self.query_out.out_features)
+        parts = [slice(i, i + step) for i in range(0, b, step)]
+        return torch.cat([self.steer(features[at], None if question is None else question[at]) for at in parts])
+
+    def steer(self, features: Features, question: Tensor | None, kv=None) -> Tensor:
+        """Features of b images and their vectors (b, m, d_question) -> (b m, V, d_out)."""
+        if self.k == 1:  # the question has no say
+            m = 1 if question is None else question.shape[1]
+            return self.project(self.attend.alone(self.read(features))).repeat_interleave(m, 0)
+        before, kv = kv or self.keys_values(features)
+        mixed = self.attend(self.queries(before, question), kv)  # (b, m, V, width)
+        return self.project(mixed.flatten(0, 1))  # (b m, V, d_out)
+
+    def where(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+        before, kv = self.keys_values(features)
+        return self.attend.where(self.queries(before, self.asked(question, mask)), kv)
+
+    def load_official(self, state: dict[str, Tensor]) -> None:
+        """Read a released QueCC projector: names `text_projection`, `q_proj`, `q_downsample`, `k_proj`, `clip_attn`, ...
+
+        With the release's prefix `0.` where its mlp2x follows as `1.` and `3.` (read when built with project=True).
+        """
+        whole = Official(state, "QueCC")
+        given = whole.under("0.") if "0.q_proj.0.weight" in whole else whole
+        fill(self.text, given.linear("text_projection.0"))
+        fill(self.text_norm, given.linear("text_projection.1"))
+        fill(self.query_in, given.linear("q_proj.0"))
+        fill(self.query_out, given.linear("q_proj.2"))
+        fill(self.query_norm, given.linear("q_proj.3"))
+        fill(self.attend, self.attend.official(given, "k_proj", "k_proj.3", "v_proj", "v_proj.3"))
+        with torch.no_grad():
+            self.conv_weight.copy_(given["q_downsample.weight"][:, 0].permute(1, 2, 0))
+            self.conv_bias.copy_(given["q_downsample.bias"])
+        if self.ends_at_llm:
+            ours = {"0": "1", "2": "3"}  # its position in the release's sequence
+            fill(self.project, {f"{i}.{p}": whole[f"{j}.{p}"] for i, j in ours.items() for p in ("weight", "bias")})
+
+
+def pieces(features: Features, question: Tensor | None, width: int) -> int:
+    """Images to take at once: on a CPU, buffers of some 8 MB stay in its cache and are not fetched anew each time."""
+    b, s, _ = features.last.shape
+    if features.last.device.type != "cpu":
+        return b
+    m = 1 if question is None else question.shape[1]
+    return max(1, 2**21 // (m * s * width))

@@ -1,0 +1,76 @@
+"""Compressors without weights that need nothing but the last layer: none, identity, pooling before the projector.
+
+`pool_after` is M3's (arXiv 2405.17430, section 3): the projector runs on every patch, then windows are averaged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtc.compressors.base import Compressor, Features, Official, Windows, fill, mean_pool, mlp2x
+
+
+class NoImage(Compressor):
+    """V = 0: the LLM sees the question alone, which says what the questions give away by themselves."""
+
+    @classmethod
+    def possible(cls, grid: int) -> list[int]:
+        return [0]
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return features.last[:, :0]  # (b, 0, d)
+
+    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return features.last.new_zeros(len(features), 0, self.grid**2)
+
+
+class Identity(Compressor):
+    """All s = g*g patches go to the projector, as in LLaVA-1.5."""
+
+    @classmethod
+    def possible(cls, grid: int) -> list[int]:
+        return [grid * grid]
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return features.last
+
+
+class Pool(Windows):
+    """The mean of each k x k window of `features.last`; the projector then reads V tokens."""
+
+    nested = True
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return mean_pool(features.last, self.n)
+
+
+class PoolAfter(Windows):
+    """M3: mlp2x on every patch (d -> d_llm), then the mean of each window; ends at the LLM's width.
+
+    One set of weights serves every V (`at`), which is what M3's nested training uses: the loss is the mean of the
+    LLM's loss over several V. Differs from `Pool` because the GELU stands between.
+    """
+
+    ends_at_llm = True
+    nested = True
+
+    def __init__(self, **shape):
+        super().__init__(**shape)
+        self.project = mlp2x(self.d, self.d_out, self.d_out)
+
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
+        gate, last = self.project[:2], self.project[2]
+        return last(mean_pool(gate(features.last), self.n))  # the last map is linear: the mean goes before it
+
+    def load_official(self, state: dict[str, Tensor]) -> None:
+        """Read LLaVA's `mlp2x_gelu` projector, names `0.*` and `2.*`."""
+        given = Official(state, "PoolAfter")
+        fill(self.project, {f"{i}.{part}": given[f"{i}.{part}"] for i in (0, 2) for part in ("weight", "bias")})
+
+
+def given_tokens(patches: int, asked: int) -> int:
+    """How many tokens M3's release gives when `asked` for some number: the window side is cut to a whole number."""
+    side = torch.tensor(patches).sqrt().long().item()
+    window = int((patches / asked) ** 0.5)
+    return ((side - window) // window + 1) ** 2

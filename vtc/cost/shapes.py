@@ -1,0 +1,145 @@
+"""The shapes that cost depends on: LLMs, vision towers, and the presets of the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from vtc import InputError
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """A decoder-only LLM with gated MLPs (Qwen2, LLaMA): what its cost depends on."""
+
+    name: str
+    layers: int
+    d: int  # width
+    d_ff: int  # width of the gated MLP
+    heads: int  # query heads
+    kv_heads: int  # key and value heads
+    vocab: int  # rows of the embedding table and of the LM head
+    tied: bool = False  # the head is the embedding table
+    bias: bool = True  # biases on q, k and v (Qwen yes, LLaMA no)
+    nominal: float = float("nan")  # the paper's N, billions
+
+    @property
+    def d_kv(self):
+        """Width of the keys (and of the values) of one token."""
+        return self.kv_heads * (self.d / self.heads)
+
+    @property
+    def matrices(self):
+        """Parameters of the matrix products that every token meets."""
+        return self.layers * (2 * self.d**2 + 2 * self.d * self.d_kv + 3 * self.d * self.d_ff)
+
+    @property
+    def N(self):
+        """The paper's N: parameters that every token meets; neither the embedding table nor the head."""
+        biases = np.asarray(self.bias, int) * (self.d + 2 * self.d_kv)
+        return self.matrices + self.layers * (biases + 2 * self.d) + self.d
+
+    @property
+    def head(self):
+        """Parameters of the LM head, which multiplies only tokens whose logits are asked for."""
+        return self.vocab * self.d
+
+    @property
+    def params(self):
+        """All parameters that memory must hold."""
+        return self.N + (2 - np.asarray(self.tied, int)) * self.head
+
+    def kv_bytes(self, dtype: str = "bf16"):
+        """Bytes of KV cache one token takes."""
+        return 2 * self.layers * self.d_kv * BYTES[dtype]
+
+    @staticmethod
+    def of(size, vocab: int, tied: bool = True) -> LLMShape:
+        """The shape of a profile's `LLMSize` with `vocab` words."""
+        return LLMShape(size.name, size.layers, size.d, size.d_ff, size.heads, size.heads, vocab, tied)
+
+    @staticmethod
+    def stack(shapes, trailing: int = 0) -> LLMShape:
+        """Several shapes as one whose fields are arrays (n, 1 * trailing): a whole family in one call."""
+        axes = (-1,) + (1,) * trailing
+        fields = [f.name for f in dataclasses.fields(LLMShape) if f.name != "name"]
+        columns = {f: np.array([getattr(s, f) for s in shapes]).reshape(axes) for f in fields}
+        return LLMShape(name="+".join(s.name for s in shapes), **columns)
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """A CLIP vision transformer: patches of one image in, one token a patch (and a class token) out."""
+
+    name: str
+    image: int  # side, pixels
+    patch: int  # side, pixels
+    layers: int
+    d: int  # width
+    d_ff: int  # width of the MLP
+    heads: int
+    extra: int = 1  # class tokens
+    levels: int = 4  # layers whose features the compressor reads
+    layers_run: int | None = None  # layers computed; fewer where the last are never read
+
+    @property
+    def g(self) -> int:
+        """Side of the patch grid."""
+        return self.image // self.patch
+
+    @property
+    def s(self) -> int:
+        """Patches of one image."""
+        return self.g**2
+
+    @property
+    def depth(self) -> int:
+        return self.layers if self.layers_run is None else self.layers_run
+
+    @property
+    def params(self) -> int:
+        """Parameters that memory must hold (computed layers only)."""
+        block = 4 * self.d**2 + 2 * self.d * self.d_ff + 9 * self.d + self.d_ff
+        return self.depth * block + (3 * self.patch**2 + self.s + self.extra + 3) * self.d
+
+
+LLMS = {
+    shape.name: shape
+    for shape in (
+        LLMShape("qwen1.5-0.5b", 24, 1024, 2816, 16, 16, 151936, tied=True, nominal=0.5),
+        LLMShape("qwen1.5-1.8b", 24, 2048, 5504, 16, 16, 151936, nominal=1.8),
+        LLMShape("qwen1.5-4b", 40, 2560, 6912, 20, 20, 151936, nominal=4.0),
+        LLMShape("qwen1.5-7b", 32, 4096, 11008, 32, 32, 151936, nominal=7.0),
+        LLMShape("qwen1.5-14b", 40, 5120, 13696, 40, 40, 152064, nominal=14.0),
+        LLMShape("vicuna-7b", 32, 4096, 11008, 32, 32, 32000, bias=False, nominal=7.0),
+    )
+}
+QWEN15 = tuple(shape for name, shape in LLMS.items() if name.startswith("qwen1.5"))
+CLIP_L_336 = TowerShape("clip-vit-l-14-336", 336, 14, 24, 1024, 4096, 16, layers_run=23)  # LLaVA reads h[-2]
+
+
+def llm(name: str) -> LLMShape:
+    """A preset by name ("qwen1.5-7b", "vicuna-7b") or by the paper's N in billions ("0.5", "7")."""
+    by_size = {f"{shape.nominal:g}": shape for shape in QWEN15}
+    found = LLMS.get(name.lower()) or by_size.get(name.lower().removesuffix("b"))
+    if found is None:
+        raise InputError(f"unknown LLM {name!r}; known: {', '.join([*LLMS, *by_size])}")
+    return found
+
+
+def llm_like(N) -> LLMShape:
+    """A Qwen1.5-like shape of any size: depth and widths interpolated in ln N between the five presets.
+
+    N: the paper's nominal billions, scalar or array. At 0.5, 1.8, 4, 7 and 14 it is the preset itself.
+    """
+    at = np.log(np.clip(N, QWEN15[0].nominal, QWEN15[-1].nominal))
+    grid = np.log([s.nominal for s in QWEN15])
+    layers, d, d_ff = (
+        np.exp(np.interp(at, grid, np.log([getattr(s, f) for s in QWEN15]))) for f in ("layers", "d", "d_ff")
+    )
+    heads, tied = d / 64, np.asarray(N) < 1
+    return LLMShape("qwen1.5-like", layers, d, d_ff, heads, heads, QWEN15[0].vocab, tied, nominal=N)

@@ -1,0 +1,167 @@
+"""Answers -> error per task and per family, one question at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vtc import InputError, data, profiles, tower, train
+from vtc.loop import BF16
+from vtc.profiles import Profile
+from vtc.progress import bar
+from vtc.vlm import VLM
+
+MAX_NEW_TOKENS = 9  # the longest answer: eight digits and the end
+
+
+def edit_similarity(said: str, right: str) -> float:
+    """1 - edit distance / the longer length, in words; what DocVQA's ANLS averages (there, less than 0.5
+    counts 0)."""
+    a, b = said.split(), right.split()
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row = row, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+    return 1 - row[-1] / max(len(a), len(b), 1)
+
+
+def score(question: data.Question, said: str) -> float:
+    """1 for the right answer, 0 for a wrong one; reading is scored by edit similarity."""
+    return (
+        edit_similarity(said, question.answer) if question.task == "read" else float(said == question.answer)
+    )
+
+
+def questions(p: Profile) -> list[data.Question]:
+    """The profile's test questions: the same for every cell, so that cells can be compared question by
+    question."""
+    return data.ask(tower.images_of(p, "test"), data.TASKS, "test", seed=6, limit=p.questions_test)
+
+
+@torch.no_grad()
+def answers(p: Profile, model: VLM, asked: list[data.Question], batch: int = 128) -> list[str]:
+    """The model's answer to each question, asked alone about its image."""
+    features, said = tower.features(p, "test"), []
+    order = sorted(
+        range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
+    )  # alike in length, less padding
+    for start in range(0, len(order), batch):
+        part = [asked[i] for i in order[start : start + batch]]
+        seen = features[torch.tensor([q.image for q in part])].to(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS)
+    back = np.empty(len(order), object)
+    back[order] = said
+    return list(back)
+
+
+def errors(asked: list[data.Question], scores: list[float]) -> dict[str, float]:
+    """Mean score of each task, error (1 - mean over tasks) of each family, and how many questions were
+    asked."""
+    of = {t: [s for q, s in zip(asked, scores) if q.task == t] for t in data.TASKS}
+    row = {f"score_{t}": float(np.mean(v)) for t, v in of.items()}
+    for family, tasks in data.FAMILIES.items():
+        row[f"error_{family}"] = 1 - float(np.mean([row[f"score_{t}"] for t in tasks]))
+    return row | {"questions": len(asked)}
+
+
+def sweep(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
+    """The cells of the sweep, every LLM at every V, the longest first; TokenPacker as in the paper's scaling
+    runs."""
+    return [
+        {"size": size.name, "V": V, "compressor": compressor, "seed": seed}
+        for seed in p.seeds
+        for size in reversed(p.sizes)
+        for V in reversed(p.V)
+    ]
+
+
+def cell(p: Profile, case: dict) -> dict[str, object]:
+    """Measure one cell of the sweep: train, ask, score -> its row (N, Q, scores, errors, speed, every
+    answer's score)."""
+    case = train.Case(**case)
+    model, notes = train.train(p, case)
+    asked = questions(p)
+    scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
+    lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
+    shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
+    return {
+        "N": p.size(case.size).N,
+        "Q": float(np.mean(lengths)),
+        **errors(asked, scores),
+        **notes,
+        "scores": packed(scores),
+    }
+
+
+def packed(scores: list[float]) -> str:
+    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; so that rows can be paired by
+    question."""
+    return "".join(chr(ord("a") + round(20 * s)) for s in scores)
+
+
+def unpacked(text: str) -> np.ndarray:
+    """What `packed` wrote, to the nearest twentieth."""
+    return (np.frombuffer(text.encode(), np.uint8).astype(float) - ord("a")) / 20
+
+
+def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
+    """A saved model on people's own conversations -> share answered word for word, mean edit similarity,
+    questions."""
+    talks = [(c.image, q, a) for c in said if c.image is not None for q, a in c.turns]
+    exact, similar = [], []
+    for start in bar(range(0, len(talks), 32), "questions"):
+        files, texts, right = zip(*talks[start : start + 32])
+        features = tower.of_files(model.tower[0], list(files))
+        longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
+        for answer, truth in zip(model.generate(features, list(texts), longest), right):
+            exact.append(answer == truth)
+            similar.append(edit_similarity(answer, truth))
+    return {
+        "exact": float(np.mean(exact)),
+        "edit_similarity": float(np.mean(similar)),
+        "questions": len(talks),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc evaluate`: a saved model, on GridQA's test questions or on your own."""
+    parser.add_argument("model", metavar="FOLDER", help="what `vtc train` saved")
+    parser.add_argument(
+        "--profile", default="laptop", help="whose test questions: smoke, laptop (default), gpu or paper"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
+    )
+    parser.add_argument("--json", metavar="OUT", help="also write the row there")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the scores, one a line."""
+    p = profiles.get(args.profile)
+    said = data.read_llava(args.data, args.images) if args.data else None
+    model = VLM.from_pretrained(args.model)
+    if said is not None:
+        row = own(model, said)
+    elif model.config.grid != p.g:
+        raise InputError(
+            f"{args.model}: its grid is {model.config.grid}, profile {p.name} has {p.g}; use its own profile"
+        )
+    else:
+        asked = questions(p)
+        row = errors(asked, [score(q, a) for q, a in zip(asked, answers(p, model, asked))])
+    width = max(map(len, row))
+    for name, value in row.items():
+        print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(row, indent=1))
+    return 0

@@ -1,0 +1,149 @@
+"""Rows -> pictures: one theme for all notebooks; picture, rows and interactive page under one stem.
+
+A figure is a function from a tidy frame to a chart; each notebook's are in the module of its subject:
+`data` (01), `sweep` (02), `clock` (03), `law` (04), `zoo` (05), `page` (the planner). No chart needs a
+network: a notebook shows the picture itself, a page carries the drawing library inside.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import altair as alt
+import pandas as pd
+
+from vtc import rows
+from vtc.profiles import Profile
+
+FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
+INK, FAINT, RULE = "#222222", "#666666", "#E3E3E3"  # text, second text, grid lines
+PNG_SCALE = 2  # pixels a CSS pixel, for screens of double density
+
+
+@alt.theme.register("vtc", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """The one look: sizes that stay legible at half width, colours told apart without red and green
+    (Okabe and Ito), ordered quantities on one ramp from light to dark."""
+    text = {"labelFontSize": 12, "titleFontSize": 13, "labelColor": INK, "titleColor": INK}
+    return {
+        "config": {
+            "font": FONT,
+            "background": "white",
+            "view": {"continuousWidth": 420, "continuousHeight": 280, "stroke": None},
+            "axis": {**text, "titleFontWeight": "normal", "gridColor": RULE, "domainColor": FAINT},
+            "axisQuantitative": {"tickCount": 6},
+            "legend": {**text, "titleFontWeight": "normal", "symbolSize": 90, "labelLimit": 260},
+            "header": {**text, "titleFontWeight": "normal"},
+            "title": {
+                "anchor": "start",
+                "fontSize": 15,
+                "color": INK,
+                "subtitleFontSize": 11,
+                "subtitleColor": FAINT,
+                "offset": 10,
+            },
+            "line": {"strokeWidth": 2.2},
+            "point": {"size": 60, "filled": True},
+            "rule": {"color": FAINT},
+            "range": {
+                "category": PALETTE,
+                "ordinal": {"scheme": "viridis", "extent": [0.9, 0.1]},
+                "ramp": {"scheme": "viridis", "extent": [0.95, 0.05]},
+                "diverging": {"scheme": "blueorange"},
+            },
+        }
+    }
+
+
+alt.data_transformers.disable_max_rows()  # every row drawn travels with its chart
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn chart; a notebook shows it as a still picture, offline and on code-hosting pages too."""
+
+    png: bytes
+    alt: str  # what it shows, for those who can't see it
+    width: int  # CSS pixels
+    files: tuple[Path, ...] = ()  # written by `save`
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
+        return {"image/png": self.png, "text/plain": self.alt}, {"image/png": {"width": self.width}}
+
+
+def show(chart: alt.TopLevelMixin, alt_text: str = "") -> Picture:
+    """The chart as a picture, nothing written; `alt_text` (or its title) says it to readers without sight."""
+    out = io.BytesIO()
+    chart.save(out, format="png", scale_factor=PNG_SCALE)
+    png = out.getvalue()
+    width = int.from_bytes(png[16:20], "big") // PNG_SCALE  # from the PNG's own header
+    return Picture(png, alt_text or description(chart), width)
+
+
+def save(
+    chart: alt.TopLevelMixin, stem: str, profile: Profile, alt_text: str = "", html: bool = False
+) -> Picture:
+    """Writes `<stem>.svg`, `.png` and the rows drawn as `.csv` to the run's figures, and returns the picture.
+
+    `html` adds a page of about 1 MB on which the chart can be zoomed and questioned, without a network.
+    The stem begins with the notebook's number.
+    """
+    picture = show(chart, alt_text)
+    svg, page = io.StringIO(), io.StringIO()
+    chart.save(svg, format="svg")
+    if html:
+        chart.save(page, format="html", inline=True)
+    contents = {
+        "svg": _titled(svg.getvalue(), picture.alt).encode(),
+        "png": picture.png,
+        "csv": drawn(chart).to_csv(index=False, lineterminator="\n").encode(),
+        "html": page.getvalue().encode(),
+    }
+    files = {profile.figures / f"{stem}.{kind}": content for kind, content in contents.items() if content}
+    for path, content in files.items():
+        rows.replace_bytes(path, content)
+    return Picture(picture.png, picture.alt, picture.width, tuple(files))
+
+
+def drawn(chart: alt.TopLevelMixin) -> pd.DataFrame:
+    """The rows that the chart draws; where it draws several frames, column `frame` numbers them."""
+    frames = [pd.DataFrame(records) for records in chart.to_dict().get("datasets", {}).values()]
+    if len(frames) < 2:
+        return frames[0] if frames else pd.DataFrame()
+    return pd.concat([frame.assign(frame=i) for i, frame in enumerate(frames)], ignore_index=True)
+
+
+def provenance(frame: pd.DataFrame, profile: Profile) -> str:
+    """A subtitle computed from the rows: profile, device, how many rows, commit."""
+    parts = [f"profile {profile.name}"]
+    parts += _all_of(frame, "device", "devices")
+    parts += [f"{len(frame):,} row{'' if len(frame) == 1 else 's'}"]
+    parts += [f"commit {text}" if " " not in text else text for text in _all_of(frame, "commit", "commits")]
+    return " · ".join(parts)
+
+
+def _all_of(frame: pd.DataFrame, column: str, plural: str) -> list[str]:
+    """The one value of a column, or how many it has; nothing if it has none."""
+    values = sorted(set(frame[column].dropna().astype(str))) if column in frame else []
+    return [values[0] if len(values) == 1 else f"{len(values)} {plural}"] if values else []
+
+
+def description(chart: alt.TopLevelMixin) -> str:
+    """The chart's own description, or its title and subtitle in one line."""
+    spec = chart.to_dict()
+    title = spec.get("title", "")
+    if isinstance(title, dict):
+        title = [title.get("text", ""), title.get("subtitle", "")]
+    lines = title if isinstance(title, list) else [title]
+    flat = [part for line in lines for part in (line if isinstance(line, list) else [line]) if part]
+    return spec.get("description") or ". ".join(flat)
+
+
+def _titled(svg: str, alt_text: str) -> str:
+    """The drawing with its description inside, where screen readers look."""
+    head, tail = svg.split(">", 1)
+    return f'{head} role="img"><title>{escape(alt_text)}</title>{tail}'

@@ -1,0 +1,234 @@
+"""How many, how large, how long: the four sizes at which the same notebooks run, and the folders they use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vtc import InputError
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed in editable mode
+
+
+@dataclass(frozen=True)
+class LLMSize:
+    """One language model of the sweep; N is counted from these widths (`vtc.cost`), never typed."""
+
+    name: str
+    d: int  # hidden width
+    layers: int  # decoder layers
+    heads: int  # attention heads, each d / heads wide
+    d_ff: int  # inner width of the gated MLP
+    checkpoint: str | None = None  # hub id or local path; None: pre-trained here on text
+
+    @property
+    def N(self) -> int:
+        """Parameters that multiply every token: attention (with its q, k, v biases), MLP and norms."""
+        attention = 4 * self.d * self.d + 3 * self.d
+        return self.layers * (attention + 3 * self.d * self.d_ff + 2 * self.d) + self.d
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One data budget and one schedule for every cell of the sweep (paper, section 3: the same as LLaVA's two
+    stages)."""
+
+    batch: int  # images a step
+    pack: int  # questions packed in one sequence
+    text_steps: int  # LLM alone, on text: facts, sums, scenes told in words
+    align_steps: int  # captions; compressor and projector learn, the LLM is frozen
+    instruct_steps: int  # questions; the LLM learns too
+    text_lr: float = 3e-3  # peak learning rates; three times as much for Muon's matrices (`vtc.loop`)
+    align_lr: float = 3e-3
+    instruct_lr: float = 2e-3
+    checkpoint_every: int = 200  # steps between two checkpoints
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """The vision tower: an open_clip ViT trained here, or a checkpoint by id."""
+
+    d: int  # width
+    layers: int  # transformer layers
+    heads: int
+    patch: int  # pixels on a side of a patch
+    levels: tuple[int, ...]  # layers whose outputs are concatenated; the last of them is `features.last`
+    steps: int  # pre-training steps on dense cell labels
+    batch: int  # images a pre-training step
+    lr: float = 3e-3  # peak learning rate
+    checkpoint: str | None = None  # open_clip id or local path
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Numbers that differ between sizes; everything a reader sees stays the same."""
+
+    name: str
+    g: int  # side of the vision grid, g * g patches
+    V: tuple[int, ...]  # visual tokens of the sweep; 0 is the text-only control
+    sizes: tuple[LLMSize, ...]
+    seeds: tuple[int, ...]  # seeds measured by one `vtc reproduce`
+    recorded_seeds: tuple[int, ...]  # seeds that the recorded rows hold
+    images_train: int
+    images_test: int
+    questions_test: int  # questions a task at evaluation
+    tower: TowerSize
+    recipe: Recipe
+    zoo_V: tuple[int, ...]  # token counts of notebook 05
+    zoo_size: str  # LLM of notebook 05
+    workers: int  # processes that measure cases side by side, one thread each
+    draws: int  # bootstrap draws of an interval
+    note: str  # what it needs and how long it takes
+    recompute: bool = False  # True: recorded rows are not looked at
+    run: str = field(default="")  # folder under runs/ (VTC_RUN names it too); else the profile's name
+
+    @property
+    def s(self) -> int:
+        """Patches of an image, g * g."""
+        return self.g * self.g
+
+    @property
+    def pixels(self) -> int:
+        """Side of an image in pixels."""
+        return self.g * self.tower.patch
+
+    @property
+    def results(self) -> Path:
+        """Recorded rows, committed; read only."""
+        return ROOT / "results" / self.name
+
+    @property
+    def recorded_figures(self) -> Path:
+        """Recorded figures, committed; written by `vtc record` alone."""
+        return ROOT / "figures" / self.name
+
+    @property
+    def runs(self) -> Path:
+        """Everything measured now: rows, checkpoints, figures, executed notebooks (VTC_RUNS moves it)."""
+        return Path(os.environ.get("VTC_RUNS", ROOT / "runs")) / (self.run or self.name)
+
+    @property
+    def figures(self) -> Path:
+        """Figures drawn now."""
+        return self.runs / "figures"
+
+    @property
+    def cache(self) -> Path:
+        """Weights and features that a seed can remake."""
+        return self.runs / "cache"
+
+    def size(self, name: str) -> LLMSize:
+        """The LLM of that name; InputError names those there are."""
+        for size in self.sizes:
+            if size.name == name:
+                return size
+        raise InputError(
+            f"LLM size {name!r}: profile {self.name} has {', '.join(s.name for s in self.sizes)}"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"profile {self.name}: {self.note}",
+            f"  grid {self.g} x {self.g} = {self.s} patches of {self.tower.patch} pixels",
+            f"  V in {', '.join(map(str, self.V))}",
+            "  LLMs " + ", ".join(f"{s.name} (N = {s.N:,})" for s in self.sizes),
+            f"  {self.images_train:,} training images, {self.images_test:,} test images, seeds {self.seeds}",
+        ]
+        return "\n".join(lines)
+
+
+def _tiny(name: str, d: int, layers: int) -> LLMSize:
+    return LLMSize(name, d=d, layers=layers, heads=d // 16, d_ff=3 * d)
+
+
+SMOKE = Profile(
+    name="smoke",
+    g=12,
+    V=(0, 1, 16),
+    sizes=(_tiny("xs", 32, 1), _tiny("s", 64, 1)),
+    seeds=(0,),
+    recorded_seeds=(0,),
+    images_train=128,
+    images_test=32,
+    questions_test=8,
+    tower=TowerSize(d=32, layers=2, heads=2, patch=4, levels=(1, 2), steps=10, batch=16),
+    recipe=Recipe(batch=8, pack=4, text_steps=6, align_steps=4, instruct_steps=6, checkpoint_every=3),
+    zoo_V=(1, 16),
+    zoo_size="xs",
+    workers=2,
+    draws=50,
+    note="tiny everything, every code path; minutes, numbers mean nothing",
+)
+
+LAPTOP = Profile(
+    name="laptop",
+    g=12,
+    V=(0, 1, 4, 9, 16, 36, 144),
+    sizes=(_tiny("xs", 32, 2), _tiny("s", 48, 2), _tiny("m", 64, 3), _tiny("l", 112, 3)),
+    seeds=(0,),
+    recorded_seeds=(0, 1, 2),
+    images_train=8192,
+    images_test=1024,
+    questions_test=250,
+    tower=TowerSize(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), steps=2000, batch=16),
+    recipe=Recipe(batch=32, pack=8, text_steps=1000, align_steps=150, instruct_steps=800),
+    zoo_V=(1, 4, 16),
+    zoo_size="m",
+    workers=2,
+    draws=2000,
+    note="two cores, under 8 GB; an hour from nothing, minutes in replay",
+)
+
+GPU = replace(
+    LAPTOP,
+    name="gpu",
+    g=24,
+    V=(0, 1, 4, 16, 36, 64, 144, 576),
+    sizes=LAPTOP.sizes + (LLMSize("xl", d=256, layers=6, heads=8, d_ff=768),),
+    seeds=(0, 1, 2),
+    images_train=32768,
+    images_test=4096,
+    questions_test=1000,
+    tower=replace(LAPTOP.tower, steps=4000, batch=256),
+    recipe=Recipe(
+        batch=128, pack=8, text_steps=4000, align_steps=1000, instruct_steps=4000, checkpoint_every=500
+    ),
+    zoo_V=(1, 4, 16, 36),
+    workers=1,
+    note="one data-centre GPU, 30 minutes a stage, resumable",
+)
+
+
+def _qwen(name: str, d: int, layers: int, heads: int, d_ff: int) -> LLMSize:
+    return LLMSize(name, d, layers, heads, d_ff, checkpoint=f"Qwen/Qwen1.5-{name}-Chat")
+
+
+PAPER = replace(
+    GPU,
+    name="paper",
+    V=(0, 1, 4, 16, 36, 64, 144, 576),
+    sizes=(
+        _qwen("0.5B", 1024, 24, 16, 2816),
+        _qwen("1.8B", 2048, 24, 16, 5504),
+        _qwen("4B", 2560, 40, 20, 6912),
+        _qwen("7B", 4096, 32, 32, 11008),
+        _qwen("14B", 5120, 40, 40, 13696),
+    ),
+    seeds=(0,),
+    recorded_seeds=(0,),
+    images_train=558_128,
+    tower=TowerSize(1024, 24, 16, 14, (12, 16, 22, 23), 0, 0, checkpoint="ViT-L-14-336"),
+    recipe=Recipe(256, 1, 0, 2_180, 5_197, align_lr=1e-3, instruct_lr=2e-5, checkpoint_every=500),
+    zoo_size="7B",
+    note="a cluster, through accelerate; LLaVA-558k then mix-665k",
+)
+
+PROFILES = {p.name: p for p in (SMOKE, LAPTOP, GPU, PAPER)}
+
+
+def get(name: str, recompute: bool = False, run: str = "") -> Profile:
+    """The profile of that name; raises InputError, naming the four, for any other word."""
+    if name not in PROFILES:
+        raise InputError(f"profile {name!r} is not known: choose one of {', '.join(PROFILES)}")
+    return replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))

@@ -1,0 +1,242 @@
+"""Laws of the error Y in LLM parameters N (billions) and tokens T, as objects whose docstring is the
+equation.
+
+A law is linear in its coefficients once its exponents are given: Y = sum_k coef_k * column_k(exponents).
+`columns` and `slopes` say how; `vtc.scaling.fitting` needs nothing else. Fields may be arrays (bootstrap
+draws): `error` then broadcasts. T is V or Q + V (`tokens`); the paper's text says T = Q + V, its official
+code fits T = V. Source: arXiv 2411.03312, section 3; the other forms are ours, for comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+TOKENS = ("V", "Q+V")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Where the law is evaluated: n = ln N (billions), T tokens, and the centre at which exponents are
+    quoted."""
+
+    n: np.ndarray  # (n,) ln N
+    T: np.ndarray  # (n,) tokens the law sees, V or Q + V
+    n0: float = 0.0  # mean ln N of the fitted points
+    t0: float = 0.0  # mean ln T of the fitted points
+
+    @property
+    def t(self) -> np.ndarray:
+        """ln T, (n,)."""
+        return np.log(self.T)
+
+
+@dataclass(frozen=True)
+class Law:
+    """What every law can say; `tokens` is "V" or "Q+V"."""
+
+    tokens: str = dataclasses.field(default="V", kw_only=True)
+    n0: float = dataclasses.field(default=0.0, kw_only=True)  # centre, ln N
+    t0: float = dataclasses.field(default=0.0, kw_only=True)  # centre, ln T
+
+    name: ClassVar[str]
+    exponents: ClassVar[tuple[str, ...]]  # nonlinear parameters
+    coefficients: ClassVar[tuple[str, ...]]  # linear ones
+    bounded: ClassVar[tuple[bool, ...]]  # coefficients that must not be negative
+    closed: ClassVar[bool] = True  # V* has a closed form that no budget enters
+    box: ClassVar[tuple[float, float]] = (-2.0, 4.0)  # where exponents are looked for
+
+    @classmethod
+    def make(cls, theta, coef, **kw) -> Law:
+        """Exponents (..., p) and coefficients (..., k) -> law with fields (...)."""
+        values = dict(zip(cls.exponents, np.moveaxis(np.asarray(theta, float), -1, 0)))
+        values |= dict(zip(cls.coefficients, np.moveaxis(np.asarray(coef, float), -1, 0)))
+        return cls(**values, **kw)
+
+    @classmethod
+    def columns(cls, theta: np.ndarray, at: Design) -> np.ndarray:
+        """Exponents (m, p) -> columns (m, n, k)."""
+        raise NotImplementedError
+
+    @classmethod
+    def slopes(cls, theta: np.ndarray, at: Design) -> np.ndarray:
+        """Exponents (m, p) -> derivative of the columns by each exponent (m, p, n, k)."""
+        raise NotImplementedError
+
+    def error(self, N, V, Q=0.0) -> np.ndarray:
+        """Predicted error 1 - score at N (billions), V visual and Q text tokens; draws come first: (m,
+        ...)."""
+        T = np.asarray(V, float) + (np.asarray(Q, float) if self.tokens == "Q+V" else 0.0)
+        n, T = np.broadcast_arrays(np.log(np.asarray(N, float)), T)
+        theta, coef = self.vectors()  # (m, p), (m, k)
+        at = Design(n.reshape(-1), T.reshape(-1), self.n0, self.t0)
+        out = np.einsum("mnk,mk->mn", self.columns(theta, at), coef).reshape(-1, *n.shape)
+        return out if np.ndim(self.alpha) else out[0]
+
+    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Exponents (m, p) and coefficients (m, k); m = 1 unless the fields are draws."""
+        pick = lambda names: np.stack([np.atleast_1d(getattr(self, x)) for x in names], -1)  # noqa: E731
+        m = np.atleast_1d(self.alpha).shape[0]
+        theta = pick(self.exponents) if self.exponents else np.empty((m, 0))
+        return theta, pick(self.coefficients)
+
+    @property
+    def ratio(self):
+        """alpha / beta: how many times faster the error moves with ln N than with ln T, at the centre."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.alpha) / np.asarray(self.beta)
+
+    def shift(self, Q=0.0):
+        """T - V: what the law adds to V before taking the power."""
+        return np.asarray(Q, float) if self.tokens == "Q+V" else 0.0
+
+
+def _power(theta, at: Design) -> np.ndarray:
+    """N^-alpha T^-beta, (m, n)."""
+    return np.exp(-theta[:, :1] * at.n - theta[:, 1:2] * at.t)
+
+
+@dataclass(frozen=True)
+class Power(Law):
+    """Y(N, T) = A / N^alpha * 1 / T^beta + D, with A >= 0 and D >= 0 (the paper's law)."""
+
+    A: float
+    alpha: float
+    beta: float
+    D: float
+    name, exponents, coefficients, bounded = "power", ("alpha", "beta"), ("A", "D"), (True, True)
+
+    @classmethod
+    def columns(cls, theta, at):
+        f = _power(theta, at)
+        return np.stack([f, np.ones_like(f)], -1)
+
+    @classmethod
+    def slopes(cls, theta, at):
+        f = _power(theta, at)
+        by = np.stack([-at.n * f, -at.t * f], 1)  # (m, 2, n)
+        return np.stack([by, np.zeros_like(by)], -1)
+
+
+@dataclass(frozen=True)
+class LogLinear(Law):
+    """Y(N, T) = A - alpha ln N - beta ln T: the power law's limit for small exponents; no floor, all
+    linear."""
+
+    A: float
+    alpha: float
+    beta: float
+    name, exponents, coefficients, bounded = "log-linear", (), ("A", "alpha", "beta"), (False, False, False)
+
+    @classmethod
+    def columns(cls, theta, at):
+        one = np.stack([np.ones_like(at.n), -at.n, -at.t], -1)
+        return np.broadcast_to(one, (len(theta), *one.shape))
+
+    @classmethod
+    def slopes(cls, theta, at):
+        return np.zeros((len(theta), 0, len(at.n), 3))
+
+
+@dataclass(frozen=True)
+class Additive(Law):
+    """Y(N, T) = A / N^alpha + B / T^beta + D, with A, B, D >= 0; `ratio` is that of the slopes at the
+    centre."""
+
+    A: float
+    alpha: float
+    B: float
+    beta: float
+    D: float
+    name, exponents, coefficients = "additive", ("alpha", "beta"), ("A", "B", "D")
+    bounded, closed = (True, True, True), False
+
+    @classmethod
+    def columns(cls, theta, at):
+        f, h = np.exp(-theta[:, :1] * at.n), np.exp(-theta[:, 1:2] * at.t)
+        return np.stack([f, h, np.ones_like(f)], -1)
+
+    @classmethod
+    def slopes(cls, theta, at):
+        f, h = np.exp(-theta[:, :1] * at.n), np.exp(-theta[:, 1:2] * at.t)
+        o = np.zeros_like(f)
+        return np.stack([np.stack([-at.n * f, o, o], -1), np.stack([o, -at.t * h, o], -1)], 1)
+
+    @property
+    def ratio(self):
+        with np.errstate(all="ignore"):
+            by_n = np.asarray(self.alpha) * self.A * np.exp(-np.asarray(self.alpha) * self.n0)
+            return by_n / (np.asarray(self.beta) * self.B * np.exp(-np.asarray(self.beta) * self.t0))
+
+
+@dataclass(frozen=True)
+class Interaction(Law):
+    """Y(N, T) = A N^-alpha T^-beta exp(-gamma ln(N/N0) ln(T/T0)) + D, with A, D >= 0.
+
+    alpha and beta are the exponents at the centre (N0, T0); gamma > 0 means that larger LLMs gain more from
+    tokens.
+    """
+
+    A: float
+    alpha: float
+    beta: float
+    gamma: float
+    D: float
+    name, exponents, coefficients = "interaction", ("alpha", "beta", "gamma"), ("A", "D")
+    bounded, closed = (True, True), False
+
+    @classmethod
+    def _cross(cls, at):
+        return (at.n - at.n0) * (at.t - at.t0)
+
+    @classmethod
+    def columns(cls, theta, at):
+        f = _power(theta, at) * np.exp(-theta[:, 2:] * cls._cross(at))
+        return np.stack([f, np.ones_like(f)], -1)
+
+    @classmethod
+    def slopes(cls, theta, at):
+        f = cls.columns(theta, at)[..., 0]
+        by = np.stack([-at.n * f, -at.t * f, -cls._cross(at) * f], 1)
+        return np.stack([by, np.zeros_like(by)], -1)
+
+
+@dataclass(frozen=True)
+class Offset(Law):
+    """Y(N, T) = A / N^alpha * 1 / (T + c)^beta + D, with A, D >= 0 and c > 0, so that V = 0 has an error
+    too."""
+
+    A: float
+    alpha: float
+    beta: float
+    ln_c: float
+    D: float
+    name, exponents, coefficients = "offset", ("alpha", "beta", "ln_c"), ("A", "D")
+    bounded = (True, True)
+
+    @property
+    def c(self):
+        """Tokens that the question seems worth by itself."""
+        return np.exp(self.ln_c)
+
+    def shift(self, Q=0.0):
+        return super().shift(Q) + self.c
+
+    @classmethod
+    def columns(cls, theta, at):
+        T = at.T + np.exp(theta[:, 2:])  # (m, n)
+        f = np.exp(-theta[:, :1] * at.n - theta[:, 1:2] * np.log(T))
+        return np.stack([f, np.ones_like(f)], -1)
+
+    @classmethod
+    def slopes(cls, theta, at):
+        c = np.exp(theta[:, 2:])
+        f = cls.columns(theta, at)[..., 0]
+        by = np.stack([-at.n * f, -np.log(at.T + c) * f, -theta[:, 1:2] * c / (at.T + c) * f], 1)
+        return np.stack([by, np.zeros_like(by)], -1)
+
+
+LAWS: dict[str, type[Law]] = {law.name: law for law in (Power, LogLinear, Additive, Interaction, Offset)}

@@ -1,0 +1,231 @@
+"""The vision tower: open_clip's ViT, frozen, giving features of several layers in one call.
+
+The small tower is an open_clip model like any other, by a config of our own. It learns here what every patch
+shows
+(dense cell labels) and is then frozen, as CLIP is in LLaVA. A caption loss was near chance after five times
+as long.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vtc import InputError, data
+from vtc.compressors.base import Features
+from vtc.loop import BF16, Stage, fit, once, save_whole
+from vtc.profiles import Profile, TowerSize
+from vtc.progress import bar
+
+FORMS = 1 + len(data.SHAPES) + len(data.DIGITS)  # what a patch can show: nothing, a shape, a digit
+TINTS = 1 + len(data.COLORS)
+
+
+class Tower(nn.Module):
+    """Pixels -> features: `levels` (b, s, d * levels) side by side, `last` the last of them (b, s, d).
+
+    The paper's CLIP gives layers 12, 16, 22 and 23 of 24 (QueCC, `quecc.py`); `last` is layer 23, LLaVA's
+    h[-2].
+    """
+
+    def __init__(self, size: TowerSize, pixels: int, visual: nn.Module | None = None) -> None:
+        super().__init__()
+        self.size, self.pixels = size, pixels
+        self.visual = visual if visual is not None else _visual(size, pixels)
+        self.register_buffer("mean", torch.tensor([0.4814, 0.4578, 0.4082]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.2686, 0.2613, 0.2758]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Features:
+        """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels)."""
+        x = (
+            images.permute(0, 3, 1, 2)
+            .float()
+            .div(255)
+            .sub(self.mean)
+            .div(self.std)
+            .to(self.visual.conv1.weight.dtype)
+        )  # (b, 3, pixels, pixels)
+        layers = [i - 1 for i in self.size.levels]
+        out = self.visual.forward_intermediates(
+            x, indices=layers, stop_early=True, intermediates_only=True, output_fmt="NLC"
+        )
+        levels = torch.cat(out["image_intermediates"], -1)  # (b, s, d * levels)
+        return Features(levels=levels, last=levels[..., -self.size.d :])
+
+
+def _visual(size: TowerSize, pixels: int) -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    visual = VisionTransformer(
+        image_size=pixels, patch_size=size.patch, width=size.d, layers=size.layers, heads=size.heads,
+        mlp_ratio=4.0, output_dim=size.d,
+    )  # fmt: skip
+    g, quarter = pixels // size.patch, size.d // 4
+    y, x = (
+        axis.flatten()[:, None] for axis in torch.meshgrid(*2 * [torch.arange(g).float()], indexing="ij")
+    )  # (s, 1)
+    waves = 1.5 / 20.0 ** (torch.arange(quarter) / quarter)
+    with (
+        torch.no_grad()
+    ):  # start from sines and cosines of the place: neighbours are then near each other at once
+        visual.positional_embedding[1:] = 0.3 * torch.cat(
+            [f(a * waves) for a in (x, y) for f in (torch.sin, torch.cos)], 1
+        )
+    return visual
+
+
+def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
+    """A tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a local path to its weights;
+    frozen."""
+    import open_clip
+
+    local = Path(name)
+    try:
+        if local.exists():
+            config = json.loads((local / "open_clip_config.json").read_text())["model_cfg"]
+            model = open_clip.model.CLIP(**config)
+            model.load_state_dict(load_file(local / "open_clip_model.safetensors"))
+        else:
+            model = open_clip.create_model(name, pretrained="openai")
+    except (OSError, RuntimeError, KeyError, ValueError) as e:
+        known = "an open_clip id such as ViT-L-14-336, or a folder with open_clip_config.json and its weights"
+        raise InputError(
+            f"tower {name!r} could not be loaded ({str(e).splitlines()[0]}); expected {known}"
+        ) from None
+    visual = model.visual
+    patch, pixels = visual.patch_size[0], visual.image_size[0]
+    size = TowerSize(
+        visual.conv1.out_channels, len(visual.transformer.resblocks), 0, patch, levels, 0, 0, checkpoint=name
+    )
+    return Tower(size, pixels, visual).eval().requires_grad_(False)
+
+
+def pretrained(p: Profile) -> Tower:
+    """The profile's frozen tower: from its checkpoint, else trained once and kept under the profile's
+    cache."""
+    if p.tower.checkpoint:
+        return load_checkpoint(p.tower.checkpoint, p.tower.levels)
+    file = p.cache / "tower.safetensors"
+    with once(file) as missing:
+        if missing:
+            tower, accuracy = pretrain(p)
+            facts = {name: f"{share:.4f}" for name, share in accuracy.items()}
+            save_whole(tower.state_dict(), file, facts)
+    tower = Tower(p.tower, p.pixels)
+    tower.load_state_dict(load_file(file))
+    return tower.eval().requires_grad_(False)
+
+
+def accuracy(p: Profile) -> dict[str, float]:
+    """How well the frozen tower's features tell shapes, colours and unseen digits, as measured after its
+    training."""
+    pretrained(p)
+    with safe_open(p.cache / "tower.safetensors", "pt") as file:
+        return {name: float(value) for name, value in file.metadata().items()}
+
+
+class _Dense(nn.Module):
+    """The tower with a linear map per patch; its loss is that of naming the form and the colour each patch
+    shows."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Linear(tower.size.d * len(tower.size.levels), FORMS + TINTS)
+
+    def forward(self, images: Tensor, form: Tensor, tint: Tensor) -> Tensor:
+        """(b, pixels, pixels, 3), (b, s), (b, s) -> the loss."""
+        logits = self.head(self.tower(images).levels).float()  # (b, s, FORMS + TINTS)
+        losses = []
+        for part, label in ((logits[..., :FORMS], form), (logits[..., FORMS:], tint)):
+            weight = torch.ones(part.shape[-1], device=part.device)
+            weight[0] = 0.3  # two thirds of the patches show nothing
+            losses.append(F.cross_entropy(part.flatten(0, 1), label.flatten(), weight))
+        return sum(losses)
+
+
+def pretrain(p: Profile) -> tuple[Tower, dict[str, float]]:
+    """Train the small tower on dense labels of training images: per patch the form and the colour it
+    shows."""
+    torch.manual_seed(0)
+    model = _Dense(Tower(p.tower, p.pixels))
+    scenes = data.make_scenes(p.images_train, "train", seed=1)
+    images = torch.from_numpy(data.render(scenes, "train", p.pixels))
+    form, tint = map(torch.from_numpy, data.dense_labels(scenes, p.g))
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        rows = torch.from_numpy(np.random.default_rng(step).integers(0, len(scenes), p.tower.batch))
+        return images[rows], form[rows], tint[rows]
+
+    stage = Stage("tower", p.tower.steps, p.tower.lr, ("tower", "head"), p.recipe.checkpoint_every)
+    with sdpa_kernel(
+        SDPBackend.MATH
+    ):  # on a CPU the fused attention's backward pass takes longer at these widths
+        fit(model, stage, batch, p.cache / "tower")
+    tower = model.tower.eval().requires_grad_(False)
+    return tower, _dense_accuracy(tower, model.head, p)
+
+
+@torch.no_grad()
+def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, float]:
+    """Share of patches named rightly on test images (handwriting never trained on), by what they show."""
+    scenes = data.make_scenes(p.images_test, "test", seed=2)
+    images = torch.from_numpy(data.render(scenes, "test", p.pixels))
+    form, tint = map(torch.from_numpy, data.dense_labels(scenes, p.g))
+    logits = torch.cat([head(tower(part).levels) for part in images.split(256)])
+    right, hue = logits[..., :FORMS].argmax(-1) == form, logits[..., FORMS:].argmax(-1) == tint
+    shape, digit = (form > 0) & (form <= len(data.SHAPES)), form > len(data.SHAPES)
+    return {"shape": right[shape].float().mean().item(), "color": hue[shape].float().mean().item(),
+            "digit": right[digit].float().mean().item()}  # fmt: skip
+
+
+def features(p: Profile, split: str) -> Features:
+    """Features of all the profile's images of that split, computed once and kept as bf16: levels (n, s,
+    d_levels).
+
+    The file is mapped, not read, so several processes share one copy; `last` is a view into `levels`.
+    """
+    file = p.cache / f"features-{split}.safetensors"
+    with once(file) as missing:
+        if missing:
+            save_whole({"levels": _levels(pretrained(p), p, split)}, file)
+    levels = load_file(file)["levels"]
+    return Features(levels=levels, last=levels[..., -p.tower.d :])
+
+
+@torch.no_grad()
+def _levels(tower: Tower, p: Profile, split: str) -> Tensor:
+    """Features of all images of that split -> (n, s, d_levels) bf16."""
+    scenes, chunk = images_of(p, split), 256
+    parts = []
+    for start in bar(range(0, len(scenes), chunk), f"{split} features"):
+        rows = range(start, min(start + chunk, len(scenes)))
+        images = torch.from_numpy(data.render(scenes, split, p.pixels, rows))
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            parts.append(tower(images).levels.bfloat16())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def of_files(tower: Tower, files: list[Path]) -> Features:
+    """Features of images on disk, each resized to the tower's square; InputError names one that cannot be
+    read."""
+    parts = []
+    for start in bar(range(0, len(files), 64), "features"):
+        images = np.stack([data.load_image(f, tower.pixels) for f in files[start : start + 64]])
+        parts.append(tower(torch.from_numpy(images)).levels)
+    levels = torch.cat(parts)
+    return Features(levels=levels, last=levels[..., -tower.size.d :])
+
+
+def images_of(p: Profile, split: str) -> data.Scenes:
+    """The scenes that the profile trains on ("train") or is tested on ("test")."""
+    return data.make_scenes(p.images_train if split == "train" else p.images_test, split, seed=3)

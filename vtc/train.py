@@ -1,0 +1,311 @@
+"""The three stages: the LLM reads text, the compressor is aligned, both are instructed.
+
+Every cell of the sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer
+
+from vtc import InputError, compressors, data, profiles, tower
+from vtc.compressors.base import Features
+from vtc.loop import Stage, fit, once, save_whole
+from vtc.profiles import LLMSize, Profile
+from vtc.vlm import NOBODY, VLM, Packed, VLMConfig, make_llm, make_tokenizer
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell: which LLM, how many visual tokens, by which compressor, from which seed."""
+
+    size: str  # name of the LLM size
+    V: int
+    compressor: str
+    seed: int
+    options: str = "{}"  # the compressor's own, as JSON
+
+
+class Bank:
+    """Questions with answers as token ids, grouped by the scene they are about."""
+
+    def __init__(
+        self, questions: list[data.Question], tokenizer, told: list[list[str]] | None = None
+    ) -> None:
+        end = tokenizer.eos_token_id
+        texts = list(
+            dict.fromkeys(t for q in questions for t in (q.text, q.answer))
+        )  # few differ; tokenise each once
+        ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
+        self.rows = [np.array([*ids[q.text], *ids[q.answer], end]) for q in questions]
+        self.starts = [len(ids[q.text]) for q in questions]  # where the answer begins
+        self.of = {}  # scene -> rows
+        for i, q in enumerate(questions):
+            self.of.setdefault(q.image, []).append(i)
+        self.anywhere = self.of.pop(-1, [])  # questions that need no scene
+        self.scenes = np.array(sorted(self.of))
+        self.told = None if told is None else _told(told, tokenizer)
+
+    def draw(
+        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
+    ) -> tuple[Packed, np.ndarray]:
+        """`batch` scenes with `pack` questions each, `free` of them about no scene -> Packed and the scenes'
+        rows."""
+        scenes = rng.choice(self.scenes, batch)
+        chosen = []
+        for scene in scenes:
+            own = self.of[int(scene)]
+            picks = rng.choice(len(own), min(pack - free, len(own)), replace=False)
+            extra = rng.integers(0, len(self.anywhere), free) if free else ()
+            chosen.append([own[j] for j in picks] + [self.anywhere[j] for j in extra])
+        return self.pack(chosen, scenes), scenes
+
+    def pack(self, chosen: list[list[int]], scenes: np.ndarray) -> Packed:
+        """Rows of questions, one list a sequence -> Packed, padded to the longest."""
+        b, t = len(chosen), max(sum(len(self.rows[j]) for j in rows) for rows in chosen)
+        m, q = max(map(len, chosen)), max(self.starts[j] for rows in chosen for j in rows)
+        ids, segment = np.zeros((b, t), np.int64), np.full((b, t), NOBODY)
+        position, target = np.zeros((b, t), np.int64), np.zeros((b, t), bool)
+        questions = np.zeros((b, m, q), np.int64)
+        for i, rows in enumerate(chosen):
+            at = 0
+            for k, j in enumerate(rows):
+                n, start = len(self.rows[j]), self.starts[j]
+                ids[i, at : at + n], segment[i, at : at + n] = self.rows[j], k
+                position[i, at : at + n], target[i, at + start : at + n] = np.arange(n), True
+                questions[i, k, :start] = self.rows[j][:start]
+                at += n
+        prefix = None if self.told is None else self.told[scenes]
+        parts = (ids, segment, position, target, questions, prefix)
+        return Packed(*(v if v is None else torch.from_numpy(v) for v in parts))
+
+
+# --- the three stages ---------------------------------------------------------------------------------------
+
+_TEXT_SCENES = 8192
+
+
+def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
+    """What the LLM reads before it sees: scenes told in words with questions about them, and facts about no
+    scene."""
+    n = min(_TEXT_SCENES, p.images_train)
+    scenes = data.make_scenes(n, "train", seed)
+    asked = data.ask(scenes, tuple(data.MAKERS), "text", seed, each=2)
+    return Bank(asked + data.facts(), tokenizer, [data.in_words(scenes, i) for i in range(n)])
+
+
+def _told(scenes: list[list[str]], tokenizer) -> np.ndarray:
+    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words; 0 is padding."""
+    words = {w: tokenizer(w)["input_ids"] for scene in scenes for w in scene}
+    ids = np.full((len(scenes), max(map(len, scenes)), 2), tokenizer.pad_token_id)
+    for i, scene in enumerate(scenes):
+        for j, word in enumerate(scene):
+            ids[i, j, : len(words[word])] = words[word]
+    return ids
+
+
+class TextModel(VLM):
+    """The LLM alone, called as a VLM whose image is told in words."""
+
+    def __init__(self, llm: nn.Module, tokenizer) -> None:
+        nn.Module.__init__(self)
+        self.llm, self.tokenizer = llm, tokenizer
+
+
+def text_llm(p: Profile, size: LLMSize, seed: int) -> nn.Module:
+    """The LLM of that size after the text stage; trained once a seed and kept, or its checkpoint as it is."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    llm = make_llm(size, len(tokenizer))
+    if size.checkpoint:
+        return llm
+    folder = p.cache / f"llm-{size.name}-{seed}"
+    done = folder / "llm.safetensors"
+    with once(done) as missing:
+        if missing:
+            save_whole(_read_text(p, llm, tokenizer, seed, folder), done)
+    llm.load_state_dict(load_file(done), strict=False)
+    llm.tie_weights()
+    return llm
+
+
+def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> dict[str, torch.Tensor]:
+    """The text stage -> the LLM's weights."""
+    r, bank = p.recipe, text_bank(p, tokenizer)
+
+    def batch(step: int) -> tuple:
+        return (
+            bank.draw(r.batch, r.pack, np.random.default_rng([seed, 0, step]), free=max(r.pack // 4, 1))[0],
+        )
+
+    fit(
+        TextModel(llm, tokenizer),
+        Stage("text", r.text_steps, r.text_lr, ("llm",), r.checkpoint_every),
+        batch,
+        folder,
+    )
+    return {k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}
+
+
+def parts(p: Profile) -> list[dict]:
+    """What is trained before the sweep, the longest first: the tower, then every LLM on text, once a seed."""
+    llms = [
+        {"part": "llm", "size": size.name, "seed": seed} for seed in p.seeds for size in reversed(p.sizes)
+    ]
+    return [{"part": "tower", "size": "tower", "seed": 0}, *llms]
+
+
+def part(p: Profile, case: dict) -> dict[str, float]:
+    """Train one of `parts` -> its row: the tower's shares of patches named rightly, or an LLM's loss on
+    unseen text."""
+    if case["part"] == "tower":
+        return tower.accuracy(p)
+    tokenizer, size = make_tokenizer(), p.size(case["size"])
+    model = TextModel(text_llm(p, size, case["seed"]), tokenizer).eval()
+    bank = text_bank(p, tokenizer, seed=8)
+    with torch.no_grad():
+        losses = [model(bank.draw(64, 4, np.random.default_rng(i), free=1)[0]).item() for i in range(4)]
+    return {"N": size.N, "text_loss": float(np.mean(losses))}
+
+
+def build(p: Profile, case: Case) -> VLM:
+    """The model of that case, before it has seen an image: text-trained LLM, fresh compressor and
+    projector."""
+    llm = text_llm(p, p.size(case.size), case.seed)
+    return _assemble(p, case, llm, make_tokenizer())
+
+
+def _assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
+    torch.manual_seed(1000 + case.seed)
+    config = VLMConfig(
+        llm=llm.config.to_dict(), tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
+        options=json.loads(case.options),
+    )  # fmt: skip
+    return VLM(config, llm, tokenizer)
+
+
+def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
+    """Align, then instruct on GridQA; returns the model and what the training was like (loss, seconds,
+    questions/s)."""
+    model, features = build(p, case), tower.features(p, "train")
+    scenes = tower.images_of(p, "train")
+    described = data.ask(scenes, ("describe", "read"), "train", seed=4)
+    asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2)
+    return teach(p, case, model, features, Bank(described, model.tokenizer), Bank(asked, model.tokenizer))
+
+
+def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank):
+    """Both stages on these features and questions: align (compressor, projector), then instruct (the LLM
+    too)."""
+    r, folder = p.recipe, checkpoints(p, case)
+
+    def batches(bank: Bank, stage: int, pack: int) -> Callable[[int], tuple]:
+        def batch(step: int) -> tuple:
+            packed, rows = bank.draw(r.batch, pack, np.random.default_rng([case.seed, stage, step]))
+            return packed, features[torch.from_numpy(rows)].to(torch.float32)
+
+        return batch
+
+    aligned = {"seconds": 0.0}
+    if case.V:  # without an image there is nothing to align
+        align = Stage("align", r.align_steps, r.align_lr, ("compressor", "projector"), r.checkpoint_every)
+        aligned = fit(model, align, batches(described, 1, 2), folder)
+    instruct = Stage(
+        "instruct", r.instruct_steps, r.instruct_lr, ("compressor", "projector", "llm"), r.checkpoint_every
+    )
+    last = fit(model, instruct, batches(asked, 2, r.pack), folder)
+    return model.eval(), {
+        "loss": last["loss"],
+        "train_seconds": last["seconds"] + aligned["seconds"],
+        "questions_per_s": r.batch * r.pack * last["steps"] / max(last["seconds"], 1e-9),
+    }
+
+
+def checkpoints(p: Profile, case: Case) -> Path:
+    """Where the stages of a case keep their checkpoints until its row is written."""
+    options = "".join(c for c in case.options if c.isalnum())
+    return p.cache / "-".join(
+        filter(None, [case.compressor, case.size, f"V{case.V}", str(case.seed), options])
+    )
+
+
+def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
+    """Align and instruct on people's own images and conversations (LLaVA's format), with the profile's tower.
+
+    A checkpoint's LLM brings its own tokenizer; otherwise the LLM is fresh and its words are those of the
+    data.
+    """
+    size, talks = p.size(case.size), [c for c in said if c.image is not None]
+    if not talks:
+        raise InputError('no entry has an image: expected at least one with the field "image"')
+    asked = [data.Question(i, "own", q, a) for i, c in enumerate(talks) for q, a in c.turns]
+    if size.checkpoint:
+        tokenizer = AutoTokenizer.from_pretrained(size.checkpoint)
+    else:
+        tokenizer = make_tokenizer(
+            tuple(dict.fromkeys(" ".join(f"{q.text} {q.answer}" for q in asked).split()))
+        )
+    torch.manual_seed(case.seed)
+    eyes = tower.pretrained(p)
+    model = _assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
+    model.tower[0] = eyes
+    features = tower.of_files(eyes, [c.image for c in talks])
+    bank = Bank(asked, tokenizer)
+    return teach(p, case, model, features, bank, bank)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc train`: one cell of the sweep, or the same recipe on your own images."""
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument("--size", default="", help="LLM of the profile (default: that of notebook 05)")
+    parser.add_argument(
+        "--tokens", type=int, default=16, metavar="V", help="visual tokens for the LLM; 0: no image"
+    )
+    parser.add_argument("--compressor", default="tokenpacker", help="a name of vtc.compressors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
+    )
+    parser.add_argument("--out", metavar="FOLDER", default="model", help="where the model is saved")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, save, and say what it was like."""
+    p = profiles.get(args.profile)
+    case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
+    check(p, case)
+    said = data.read_llava(args.data, args.images) if args.data else None
+    if said is None:
+        model, notes = train(p, case)
+        model.tower[0] = tower.pretrained(p)
+    else:
+        model, notes = train_own(p, case, said)
+    model.save_pretrained(args.out)
+    shutil.rmtree(checkpoints(p, case), ignore_errors=True)
+    print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
+          f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
+    return 0
+
+
+def check(p: Profile, case: Case) -> None:
+    """InputError, before any work, where the profile has no such LLM or the compressor cannot give that V."""
+    p.size(case.size)
+    possible = compressors.possible(case.compressor, p.g)
+    if case.V and case.V not in possible:
+        there = ", ".join(map(str, possible if len(possible) < 20 else [*possible[:5], "...", possible[-1]]))
+        raise InputError(
+            f"V = {case.V}: a {p.g} x {p.g} grid and {case.compressor} can give 0 (no image), {there}"
+        )
