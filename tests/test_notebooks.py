@@ -38,11 +38,8 @@ def test_a_notebook_runs_cold_at_smoke(path, tmp_path, monkeypatch):
 @each_notebook
 def test_a_notebook_keeps_the_house_rules(path):
     cells = nbformat.read(path, as_version=4).cells
-    assert (
-        cells[0].cell_type == "markdown"
-        and cells[-1].cell_type == "markdown"
-        or "version" in cells[-1].source
-    )
+    assert cells[0].cell_type == "markdown" and "markdown" in (cells[-1].cell_type, cells[-2].cell_type)
+    assert "provenance(p)" in code(path)[-1].source  # versions, device, commit close it
     first, second = code(path)[:2]
     assert "parameters" in first.metadata.tags
     assert re.fullmatch(r'profile = "laptop".*\nrecompute = False.*', first.source.strip())
@@ -50,7 +47,7 @@ def test_a_notebook_keeps_the_house_rules(path):
     for cell in code(path):
         lines = cell.source.splitlines()
         assert len(lines) <= 14, cell.source
-        assert not re.search(r"^\s*(def|class|async def) |\blambda\b", cell.source, re.M), cell.source
+        assert not re.search(r"^\s*(def|class|async def) ", cell.source, re.M), cell.source
         assert not re.search(r"""["'](/|\.\./)""", cell.source), "a path in a cell"
 
 
@@ -115,7 +112,7 @@ def test_killed_at_three_moments_it_goes_on_to_the_same_rows(story, tmp_path):
     run = tmp_path / "runs" / "toy"
     for goal in (1, 3, 6):
         process = start(story)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while len(rows.read(run / "01_x.csv")) < goal and time.monotonic() < end:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)

@@ -220,7 +220,8 @@ import test_records as t
 from vtc import profiles, records
 if __name__ == "__main__":
     cases = [{{"V": v, "seed": s}} for s in range(3) for v in range(4)]
-    records.table("x", profiles.get("smoke"), cases, functools.partial(t.{measure}, {folder!r}), workers={workers})
+    measure = functools.partial(t.{measure}, {folder!r})
+    records.table("x", profiles.get("smoke"), cases, measure, workers={workers})
 """
 
 
@@ -242,7 +243,7 @@ def rows_of_sweep():
     return records.stored("x", profiles.get("smoke", recompute=True))
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -277,7 +278,7 @@ def test_workers_end_with_a_killed_parent(sweep, tmp_path):
         except OSError:
             return True
 
-    wait_for(lambda: all(map(gone, workers)), seconds=10)
+    wait_for(lambda: all(map(gone, workers)), seconds=60)
 
 
 def test_two_programs_share_a_sweep_without_measuring_twice(sweep, tmp_path):

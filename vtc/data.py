@@ -43,12 +43,13 @@ PLACES = (
 NTH = ("first", "second", "third", "fourth")
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 DIGITS = tuple("0123456789")
+NUMBERS = tuple(str(n) for n in range(19))  # a count, or the sum of two digits
 _QUESTION_WORDS = (
-    "what how many shape color is are the more than yes no which where does live in row column "
+    "what how many like shape color is are the more than yes no which where lives in row column "
     "read digit digits largest sum of two plus describe one ? empty"
 ).split()
 WORDS = tuple(
-    dict.fromkeys((*DIGITS, *COLORS, *SHAPES, *PLACES, *NTH, *" ".join(DIRECTIONS).split(), *_QUESTION_WORDS))
+    dict.fromkeys((*NUMBERS, *COLORS, *SHAPES, *PLACES, *NTH, *" ".join(DIRECTIONS).split(), *_QUESTION_WORDS))
 )
 
 REASONING = ("attribute", "count", "compare", "spatial", "sum", "max", "knowledge")
@@ -245,7 +246,7 @@ def _attribute(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
         key = rng.choice(by_color)
         return f"what shape is the {key} one ?", next(c[3] for c in shapes if c[2] == key)
     key = rng.choice(by_shape)
-    return f"what color is the {key} ?", next(c[2] for c in shapes if c[3] == key)
+    return f"what color is the {key} one ?", next(c[2] for c in shapes if c[3] == key)
 
 
 def _count(cells: list, rng: Random, split: str) -> tuple[str, str]:
@@ -253,7 +254,7 @@ def _count(cells: list, rng: Random, split: str) -> tuple[str, str]:
     values = [c[column] for c in cells if c[3]]
     names = sorted(set(values)) if rng.random() < 0.9 else list(_COLOR_NAMES if column == 2 else SHAPES)
     key = rng.choice(names)
-    return f"how many are {key} ?", str(values.count(key))
+    return f"how many like the {key} one ?", str(values.count(key))
 
 
 def _compare(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
@@ -286,12 +287,12 @@ def _spatial(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
     if not choices:
         return None
     where, what, answer = rng.choice(choices)
-    return f"what is {where} the {what} ?", answer
+    return f"what is {where} the {what} one ?", answer
 
 
 def _sum(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
     digits = [int(c[4]) for c in cells if c[4]]
-    return ("sum of the first two digits ?", str((digits[0] + digits[1]) % 10)) if len(digits) > 1 else None
+    return ("sum of the first two digits ?", str(digits[0] + digits[1])) if len(digits) > 1 else None
 
 
 def _max(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
@@ -308,7 +309,7 @@ def _knowledge(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
     if not pairs:
         return None
     color, shape = rng.choice(pairs)
-    return f"where does the {color} one live ?", home(color, shape)
+    return f"where lives the {color} one ?", home(color, shape)
 
 
 def _read(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
@@ -376,11 +377,11 @@ def in_words(scenes: Scenes, i: int) -> list[str]:
 
 
 def facts() -> list[Question]:
-    """What text alone teaches: where every thing lives, and sums modulo ten."""
+    """What text alone teaches: where every thing lives, and the sums of two digits."""
     lives = [
-        Question(-1, "fact", f"where does the {c} {s} live ?", home(c, s)) for c in COLORS for s in SHAPES
+        Question(-1, "fact", f"where lives the {c} {s} one ?", home(c, s)) for c in COLORS for s in SHAPES
     ]
-    sums = [Question(-1, "plus", f"{a} plus {b} ?", str((a + b) % 10)) for a in range(10) for b in range(10)]
+    sums = [Question(-1, "plus", f"{a} plus {b} ?", str(a + b)) for a in range(10) for b in range(10)]
     return lives + sums
 
 

@@ -75,18 +75,18 @@ class Bank:
         b, t = len(chosen), max(sum(len(self.rows[j]) for j in rows) for rows in chosen)
         m, q = max(map(len, chosen)), max(self.starts[j] for rows in chosen for j in rows)
         ids, segment = np.zeros((b, t), np.int64), np.full((b, t), NOBODY)
-        position, target = np.zeros((b, t), np.int64), np.zeros((b, t), bool)
+        position, weight = np.zeros((b, t), np.int64), np.zeros((b, t), np.float32)
         questions = np.zeros((b, m, q), np.int64)
         for i, rows in enumerate(chosen):
             at = 0
             for k, j in enumerate(rows):
                 n, start = len(self.rows[j]), self.starts[j]
                 ids[i, at : at + n], segment[i, at : at + n] = self.rows[j], k
-                position[i, at : at + n], target[i, at + start : at + n] = np.arange(n), True
+                position[i, at : at + n], weight[i, at + start : at + n] = np.arange(n), 1 / (n - start)
                 questions[i, k, :start] = self.rows[j][:start]
                 at += n
         prefix = None if self.told is None else self.told[scenes]
-        parts = (ids, segment, position, target, questions, prefix)
+        parts = (ids, segment, position, weight, questions, prefix)
         return Packed(*(v if v is None else torch.from_numpy(v) for v in parts))
 
 
@@ -200,7 +200,7 @@ def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     model, features = build(p, case), tower.features(p, "train")
     scenes = tower.images_of(p, "train")
     described = data.ask(scenes, ("describe", "read"), "train", seed=4)
-    asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2)
+    asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
     return teach(p, case, model, features, Bank(described, model.tokenizer), Bank(asked, model.tokenizer))
 
 
@@ -211,7 +211,8 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
 
     def batches(bank: Bank, stage: int, pack: int) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
-            packed, rows = bank.draw(r.batch, pack, np.random.default_rng([case.seed, stage, step]))
+            rng = np.random.default_rng([case.seed, stage, step])
+            packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
             return packed, features[torch.from_numpy(rows)].to(torch.float32)
 
         return batch

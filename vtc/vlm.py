@@ -62,7 +62,7 @@ def written_out(
     """
     weights = (q * scaling) @ k.transpose(2, 3)  # (b, heads, t, t)
     if mask is not None:
-        weights = weights + mask.to(weights.dtype)
+        weights = weights + mask.clamp_min(-1e4).to(weights.dtype)  # an all-masked row (padding) stays finite
     return (weights.softmax(-1) @ v).transpose(1, 2), None
 
 
@@ -84,7 +84,7 @@ def make_llm(size: LLMSize, vocabulary: int) -> Qwen2ForCausalLM:
         vocab_size=vocabulary, hidden_size=size.d, intermediate_size=size.d_ff, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.heads, tie_word_embeddings=True,
         max_position_embeddings=4096, initializer_range=0.04, pad_token_id=0, eos_token_id=2,
-        bos_token_id=None,
+        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
     config._attn_implementation = "written_out"
     return swap_norms(Qwen2ForCausalLM(config))
@@ -109,7 +109,7 @@ class Packed:
     ids: Tensor  # (b, t) token ids
     segment: Tensor  # (b, t) which question a token belongs to; NOBODY for padding
     position: Tensor  # (b, t) place within its own question
-    target: Tensor  # (b, t) bool: part of an answer, to be predicted from the token before it
+    weight: Tensor  # (b, t) above 0 where a token is part of an answer; the weights of one answer add up to 1
     questions: Tensor | None = (
         None  # (b, m, q) the questions alone, padded on the right; for steered compressors
     )
@@ -185,7 +185,7 @@ class VLM(nn.Module):
         return hidden[torch.arange(b * m), last].view(b, m, -1)
 
     def forward(self, packed: Packed, features: Features | None = None) -> Tensor:
-        """Mean cross-entropy of the answers' tokens; the image's place is taken by `packed.prefix` where
+        """Mean over answers of their tokens' mean cross-entropy; the image's place is taken by `packed.prefix` where
         there is one."""
         embed = self.llm.get_input_embeddings()
         b = len(packed.ids)
@@ -212,9 +212,11 @@ class VLM(nn.Module):
         # The token before a target predicts it; a question has at least one token, so it is of the same
         # question.
         t = packed.ids.shape[1]
-        hidden = out[:, -t:][:, :-1][packed.target[:, 1:]]  # (targets, d_llm)
-        logits = self.llm.lm_head(hidden).float()
-        return F.cross_entropy(logits, packed.ids[:, 1:][packed.target[:, 1:]])
+        weight = packed.weight[:, 1:]
+        said = weight > 0
+        logits = self.llm.lm_head(out[:, -t:][:, :-1][said]).float()  # (answer tokens, vocabulary)
+        losses = F.cross_entropy(logits, packed.ids[:, 1:][said], reduction="none")
+        return (losses * weight[said]).sum() / weight.sum()
 
     @torch.no_grad()
     def generate(

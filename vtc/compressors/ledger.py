@@ -59,10 +59,9 @@ def _quecc(V, s, d, L, D, T, heads=8, width=None, question=True, conv=True, leve
     kv, attend = _windows(V, s, d if levels == 1 else L, w, heads)
     out = _mlp(V, w, D, D) if project else 0
     pooled = _pooled_question(T, words=words) if question and source == "embeddings" else 0
-    steer = pooled + 2 * (4 * T if pooled else T) * d if question else 0
-    if V == s:
-        return Count(kv + out, steer)
-    steer += 2 * d * w if question else 0
+    if V == s:  # the question has no say
+        return Count(kv, pooled + out)
+    steer = pooled + 2 * (4 * T if pooled else T) * d + 2 * d * w if question else 0
     each = 2 * s * w * w + (2 * s * w if conv else 0) + attend
     return Count(kv + 2 * s * d * w, steer + each + out)
 
@@ -99,6 +98,14 @@ def _llavamini(V, s, d, L, D, T, heads=8):
     return Count(image, fixed=fixed)
 
 
+def _llavamini_fused(V, s, d, L, D, T, heads=8, llm_config=None, layers=4, words=20):
+    c, x = llm_config, s + V + words
+    keys = D * c.num_key_value_heads // c.num_attention_heads  # width of keys and of values
+    layer = 2 * x * (2 * D * D + 2 * D * keys + 3 * D * c.intermediate_size) + 4 * x * x * D
+    own = _llavamini(V, s, d, L, D, T, heads)
+    return Count(own.image + _mlp(s + V, d, D, D) + layers * layer, fixed=own.fixed)
+
+
 def _perceiver(V, s, d, L, D, T, heads=8, depth=0):
     fixed, image = _attention(V, s, d, heads, one_query=True)
     block = _attention(V, V, d, heads)[1] + _attention(V, s, d, heads)[1] + _mlp(V, d, 4 * d, d)
@@ -129,6 +136,10 @@ def _separable(V, s, d, L, D, T, **options):
     return Count(2 * n * g * g * d + 2 * n * n * g * d)
 
 
+def _dct(V, s, *shape):
+    return Count(_separable(V, s, *shape).image, fixed=2 * V * math.isqrt(s))  # the matrix itself
+
+
 # by class, so that every name that stands for a class with options shares its formula
 FORMULAS = {
     "NoImage": _free,
@@ -141,13 +152,14 @@ FORMULAS = {
     "MQT": _mqt,
     "Perceiver": _perceiver,
     "LLaVAMini": _llavamini,
+    "LLaVAMiniFused": _llavamini_fused,  # with `fuse` over `words` words of text
     "PruMerge": _prumerge,
     "VisionZip": _visionzip,
     "ToMe": _tome,
     "Random": lambda *shape, seed=0: Count(),
     "Stride": _free,
     "Downsample": _separable,
-    "DCT": _separable,
+    "DCT": _dct,
     "FastV": lambda *shape, **options: Count(),  # its cost is the LLM's, see `FastV.equivalent_tokens`
 }
 

@@ -34,10 +34,11 @@ class PreFusion(nn.Module):
         if mask is not None:
             real = torch.cat([mask.new_ones(b, n - mask.shape[1]), mask], 1).bool()
             seen = seen & real[:, None, None]
+        hidden = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
         where = torch.arange(n, device=x.device).unsqueeze(0)
         angles = self.rotary(x, where)
         for layer in self.layers:
-            x = layer(x, attention_mask=seen, position_ids=where, position_embeddings=angles)
+            x = layer(x, attention_mask=hidden, position_ids=where, position_embeddings=angles)
         return x[:, patches.shape[1] : n - text.shape[1]], x[:, n - text.shape[1] :]
 
 

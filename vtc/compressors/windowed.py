@@ -30,7 +30,7 @@ class WindowAttention(nn.Module):
         self.heads, self.eps = heads, eps
         self.kv_in = nn.Linear(d_levels, 2 * width)
         second = nn.Linear(2 * width, width)  # drawn as two linear maps (out, in) below
-        self.kv_weight = nn.Parameter(second.weight.detach().view(width, 2, width).permute(1, 2, 0) * 2**0.5)
+        self.kv_weight = nn.Parameter(second.weight.detach().view(width, 2, width).permute(1, 2, 0).contiguous() * 2**0.5)
         self.kv_bias = nn.Parameter(torch.zeros(2, 1, width).uniform_(-(width**-0.5), width**-0.5))
         self.key_scale, self.value_scale = (nn.Parameter(torch.ones(width)) for _ in range(2))
         self.value_shift = nn.Parameter(torch.zeros(width))

@@ -40,7 +40,7 @@ def _order(rows: pd.DataFrame) -> list[str]:
 
 
 def first_token(clock: pd.DataFrame, p: Profile) -> alt.Chart:
-    """Time to first token against V, a curve an LLM, a panel a batch; below each its counted floor, dashed."""
+    """Time to first token against V, a curve an LLM, a panel a batch; dashed: its counted floor."""
     rows = _named(clock)
     order = _order(rows)
     rows = rows[(rows["stage"] == "ttft") & (rows["compressor"] == "quecc") & (rows["dtype"] == "bf16")]
@@ -154,7 +154,7 @@ def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
 def pays(
     devices: Sequence[str], Q: int = 50, saving: float = 0.1, compressor: str = "tokenpacker"
 ) -> pd.DataFrame:
-    """The smallest batch at which one token in place of V brings the first one sooner by `saving`, by device and N.
+    """The smallest batch at which one token for V brings the first sooner by `saving`, by device and N.
 
     Counted floors from features on; rows without such a batch (up to 4096) are left out.
     """

@@ -17,11 +17,10 @@ BOUND = {"reading weights": "#9ecae1", "arithmetic": "#fdae6b", "does not fit": 
 
 def _axis(channel, field: str, title: str, kind: str = "linear", ticks=None, **scale):
     """A quantitative axis that need not start at 0, with exactly these ticks when they are given."""
-    axis = (
-        alt.Axis(values=list(ticks), labelOverlap=False, labelAngle=0, format="~g")
-        if ticks is not None
-        else alt.Axis()
-    )
+    axis = alt.Axis()
+    if ticks is not None:  # tickCount keeps the theme from thinning them out
+        shown = {"values": list(ticks), "tickCount": len(ticks), "labelOverlap": False}
+        axis = alt.Axis(labelAngle=0, format="~f", **shown)
     rest = {"zero": False} if kind == "linear" else {"nice": False} if kind == "log" else {}
     return channel(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type=kind, **(rest | scale)))
 
@@ -47,7 +46,7 @@ def scaling(f: Fit, Q: float = 50.0) -> alt.LayerChart:
 
 def _size(N: float) -> str:
     """Billions of parameters as people write them: 7B, 400M, 25k."""
-    unit, scale = next((u for u in (("B", 1), ("M", 1e-3)) if N >= 0.1 * u[1]), ("k", 1e-6))
+    unit, scale = ("B", 1.0) if N >= 0.1 else ("M", 1e-3) if N >= 1e-3 else ("k", 1e-6)
     return f"{N / scale:.3g}{unit}"
 
 

@@ -37,7 +37,8 @@ def curves(f: Fit, Q: float = 50.0, sizes: Sequence[float] | None = None):
     """The law along V for every N of the points (or `sizes`): N, V, TFLOP, error."""
     sizes = np.unique(f.points.N) if sizes is None else sizes
     low = 0 if f.law.name == "offset" else max(1, f.points.V[f.points.V > 0].min())
-    V = np.unique(np.concatenate([[low], np.geomspace(max(low, 1), f.points.V.max(), 80)]))
+    one = max(low, 1)
+    V = np.unique(np.concatenate([np.linspace(low, one, 6), np.geomspace(one, f.points.V.max(), 80)]))
     rows = [{"N": N, "V": v, "TFLOP": 2e-3 * N * (Q + v)} for N in sizes for v in V]
     out = _frame(rows)
     return out.assign(error=f.law.error(out["N"], out["V"], Q))

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtc import InputError, bench, compressors, cost
+from vtc import InputError, compressors, cost
+from vtc.bench.cases import free_bytes, shapes, tokens
+from vtc.bench.process import sample, summary
 from vtc.compressors.base import Features, mlp2x
 from vtc.fast import Product, Runner
 from vtc.profiles import TowerSize
@@ -69,7 +71,7 @@ def peaks(on: str, dtype: str, rounds: int = 4) -> dict[str, float]:
         packed = Product([layer])
         plain = 2 * side**3 / _least(clock, lambda a=a, b=b: a @ b, rounds)
         best = max(best, plain, 2 * side**3 / _least(clock, lambda a=a, packed=packed: packed(a), rounds))
-    big = 2**29 if bench.free_bytes(on) > 4e9 else 2**25
+    big = 2**29 if free_bytes(on) > 4e9 else 2**25
     flat = torch.ones(big // 4, device=on)
     rows = torch.ones(big // (1024 * kind.itemsize), 1024, device=on, dtype=kind)
     vector = torch.ones(1024, device=on, dtype=kind)
@@ -132,15 +134,16 @@ class Bench:
 
     def __init__(self, c: dict):
         self.c, self.on, self.dtype = c, c["on"], DTYPES[c["dtype"]]
-        self.shape, self.tower_shape = bench.shapes(c)
+        self.shape, self.tower_shape = shapes(c)
         self.clock, self.batch = Clock(c["on"]), c["batch"]
         torch.manual_seed(0)
         self.origin = {"device": _device(self.on)} | _machine(self.on)
         self.peaks = peaks(self.on, c["dtype"])
-        self.room = max(bench._tokens(c)) + c["Q"] + c["G"]
+        self.room = max(tokens(c)) + c["Q"] + c["G"]
         if _fuses_inside(c["compressor"]):
             raise InputError(f"the clock has no stage for {c['compressor']}: it works inside the LLM")
         self.baseline = make_llm(c["llm"], self.shape, self.dtype, self.on)
+        self.baseline.generation_config.eos_token_id = None  # every request makes all G tokens
         self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
         t = self.tower_shape
         size = TowerSize(t.d, t.layers, t.heads, t.patch, _levels(t), 0, 0)
@@ -159,7 +162,7 @@ class Bench:
         _forget_peak(self.on)
         calls = self.calls(V)
         timed = {name: self.clock(call) for name, call in calls.items()}
-        taken = bench.sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
+        taken = sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
         c, steps = self.c, self.c["G"] - 1
         taken["decode"] = [ms / steps for ms in taken["decode"]]
         pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
@@ -170,7 +173,7 @@ class Bench:
         same = {"tokens": V, "status": "ok"} | self.origin | self.peaks
         same |= {"peak_bytes": _peak_bytes(self.on), "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
         return [
-            {**same, "stage": s, **_floor(s, work, device, c["dtype"], ms), **bench.summary(ms)}
+            {**same, "stage": s, **_floor(s, work, device, c["dtype"], ms), **summary(ms)}
             for s, ms in taken.items()
         ]
 
@@ -184,7 +187,7 @@ class Bench:
             features = self.tower(self.images)
             compress, project, ask = self._eyes(V, features)
             asked = self._vector(ask, question)
-            tokens = compress(asked)
+            visual = compress(asked)
             if not self.seen_tower:  # the same at every V: once is enough
                 calls["tower"] = lambda: self.tower(self.images)
                 self.seen_tower = True
@@ -192,9 +195,9 @@ class Bench:
                 calls["question"] = lambda: run.prefill(question)
             calls["compressor"] = lambda: compress(asked)
             if project is not None:
-                calls["projector"] = lambda: project(tokens)
+                calls["projector"] = lambda: project(visual)
             past = q if ask == "llm" and c["question"] == "shared" else 0
-            seen = tokens if project is None else project(tokens)
+            seen = visual if project is None else project(visual)
             before = torch.cat([seen, self.text[:, past:]], 1)
         ready = run.prefill(before, past)
         end, steps = past + before.shape[1], c["G"] - 1

@@ -1,0 +1,215 @@
+"""The clock and the lean runner: transformers' tokens, honest rows, one line where a machine is too small."""
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vtc import InputError, bench, cost, profiles
+from vtc.bench.process import sample, summary
+
+SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
+
+
+def llm(kv_heads=4, bias=True, dtype="float32"):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    kinds = (Qwen2Config, Qwen2ForCausalLM) if bias else (LlamaConfig, LlamaForCausalLM)
+    model = kinds[1](
+        kinds[0](
+            vocab_size=300,
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            tie_word_embeddings=bias,
+            eos_token_id=None,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms that are not 0 and 1
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+@pytest.mark.parametrize("kv_heads, bias", [(4, True), (2, True), (4, False)])
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, graph):
+    import torch
+
+    from vtc.fast import Runner
+
+    model = llm(kv_heads, bias)
+    runner = Runner(model, tokens=60, batch=2, graph=graph)
+    for batch, length in ((2, 19), (1, 45)):  # the second is padded to a multiple of 32
+        x = torch.randn(batch, length, 64)
+        with torch.no_grad():
+            wanted = model(inputs_embeds=x).logits[:, -1]
+            tokens = model.generate(
+                inputs_embeds=x, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0
+            )
+        assert torch.allclose(runner.logits(runner.prefill(x)), wanted, atol=1e-5)
+        runner.prefill(x[:, :7])  # a prefix kept, as with the question before the image
+        assert torch.allclose(runner.logits(runner.prefill(x[:, 7:], past=7)), wanted, atol=1e-5)
+        assert torch.equal(runner.generate(x, 9), tokens)
+    assert runner.kv_bytes > 0
+
+
+def test_the_runner_in_bf16_is_as_near_as_bf16_allows():
+    import torch
+
+    from vtc.fast import Runner
+
+    model, x = llm(dtype="bfloat16"), torch.randn(1, 40, 64).bfloat16()
+    with torch.no_grad():
+        exact = model.float()(inputs_embeds=x.float()).logits[:, -1]
+        theirs = model.bfloat16()(inputs_embeds=x).logits[:, -1].float()
+    ours = (runner := Runner(model, 40)).logits(runner.prefill(x)).float()
+    assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max() + 1e-3
+
+
+def test_a_runner_too_small_says_so():
+    import torch
+
+    from vtc.fast import Runner
+
+    with pytest.raises(InputError, match="built for 1 x 8"):
+        Runner(llm(), 8).prefill(torch.zeros(1, 9, 64))
+
+
+def test_the_interval_of_the_median_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.lognormal(0.0, 0.5, (2000, 15))  # skewed, as times are; the median is 1
+    covered = [(s := summary(list(d)))["low_ms"] <= 1.0 <= s["high_ms"] for d in draws]
+    assert 0.94 < np.mean(covered) < 0.99
+    told = summary([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (told["median_ms"], told["q25_ms"], told["q75_ms"], told["low_ms"], told["high_ms"]) == (
+        3,
+        2,
+        4,
+        1,
+        5,
+    )
+    assert told["samples_ms"] == [5.0, 1.0, 3.0, 2.0, 4.0]
+
+
+def test_samples_are_taken_in_turn_after_a_warm_up():
+    order = []
+    calls = {name: (lambda name=name: order.append(name) or 0.001) for name in "ab"}
+    taken = sample(calls, budget_s=0.0)
+    assert order == list("ab") * 6  # one warm-up, five rounds
+    assert taken == {"a": [1.0] * 5, "b": [1.0] * 5}
+
+
+@pytest.fixture(scope="module")
+def clock():
+    cases = [bench.case("smoke:xs", (0, 1, 16), baseline=True, repeat=r, **SMALL) for r in (0, 1)]
+    rows = [{**c, **row} for c in cases for row in bench.measure(c)]
+    return pd.DataFrame(rows)
+
+
+def test_a_case_gives_every_stage_with_its_floor(clock):
+    first = clock[(clock["repeat"] == 0)]
+    stages = first.groupby("tokens")["stage"].agg(set)
+    always = {"prefill", "first", "ttft", "decode"}
+    assert always <= stages[0] and not {"compressor", "projector", "question"} & stages[0]
+    assert always | {"tower", "question", "compressor", "projector"} <= stages[1]
+    assert always | {"question", "compressor", "projector"} <= stages[16]
+    assert (clock["median_ms"] > 0).all() and (clock["low_ms"] <= clock["high_ms"]).all()
+    counted = clock[clock["floor_ms"].notna()]
+    assert (counted["flops"] > 0).all() and set(counted["binds"]) <= {"compute", "bandwidth"}
+    assert counted["share"].between(0, 1.5).all()
+    assert (clock["peak_bytes"] > 1e8).all() and (clock["peak_flops"] >= clock["peak_plain_flops"]).all()
+    prefill = first[(first["stage"] == "prefill") & (first["tokens"] == 16)].iloc[0]
+    assert prefill["flops"] == pytest.approx(cost.llm_pass(bench.shapes(first.iloc[0])[0], 66).flops)
+
+
+def test_reading_the_clock(clock):
+    again = bench.repeatability(clock)
+    assert len(again) == len(clock) / 2 and again["within"].dtype == bool
+    beside = bench.against_baseline(clock)
+    assert set(beside["what"]) == {"one token", "all tokens"} and (beside["speedup"] > 0).all()
+    said = bench.predicted(clock.assign(device="here"))
+    assert set(said["stage"]) == {"ttft", "decode"} and set(said["held_out"]) == {True, False}
+    assert np.allclose(said["predicted_ms"], said["median_ms"] * (1 + said["error"]))
+    table = bench.floors(clock)
+    assert set(table["stage"]) == {"prefill", "decode"}
+
+
+def test_prediction_recovers_a_machine_that_obeys_the_roofline():
+    device = cost.Hardware("made up", {"bf16": 1e12}, 5e10, 0).with_shares(0.7, 0.8)
+    rows = []
+    for tokens in (0, 1, 4, 16, 64, 144, 256, 576):
+        parts = [cost.llm_pass(cost.llm("0.5"), 50 + tokens), cost.llm_head(cost.llm("0.5"))]
+        ms = sum(float(cost.seconds(w, device)) for w in parts) * 1e3
+        rows.append({"tokens": tokens, "median_ms": ms, "parts": [[float(x) for x in w] for w in parts]})
+    same = {
+        "stage": "ttft",
+        "status": "ok",
+        "device": "x",
+        "dtype": "bf16",
+        "peak_flops": 1e12,
+        "bandwidth": 5e10,
+    }
+    said = bench.predicted(pd.DataFrame(rows).assign(**same))
+    assert said["held_out"].sum() == 4 and said["error"].abs().max() < 0.02
+
+
+def test_out_of_memory_is_a_row_and_the_sweep_goes_on(monkeypatch):
+    c = bench.case("smoke:xs", (1, 16), **SMALL)
+    rows = bench.measure(c, memory_gb=0.3)  # less than the libraries themselves
+    assert [(row["tokens"], row["status"]) for row in rows] == [
+        (1, bench.OUT_OF_MEMORY),
+        (16, bench.OUT_OF_MEMORY),
+    ]
+    huge = bench.case("qwen1.5-14b", (576,), batch=10_000)
+    rows = bench.measure(huge)  # refused before it starts
+    assert rows[0]["status"] == bench.OUT_OF_MEMORY and rows[0]["needs_bytes"] > 1e12
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--llm", "14", "--batch", "100000"], "needs about"),
+        (["--llm", "gpt"], "unknown LLM"),
+        (["--llm", "0.5", "--V", "some"], "whole numbers"),
+        (["--llm", "0.5", "--compressor", "magic"], "unknown compressor"),
+        (["--llm", "0.5", "--device", "tpu"], "use cpu or cuda"),
+    ],
+)
+def test_asked_for_too_much_it_says_so_in_one_line(words, said, capsys):
+    from vtc import __main__
+
+    assert __main__.main(["bench", *words]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and not out
+
+
+def test_a_gpu_that_is_not_there(capsys):
+    import torch
+
+    from vtc import __main__
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert __main__.main(["bench", "--llm", "0.5", "--device", "cuda"]) == 2
+    assert "no GPU was found" in capsys.readouterr().err
+    assert bench.table(profiles.get("gpu")) is not None  # replays what is recorded, clocks nothing
+
+
+def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path))
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    words = ["--profile", "smoke", "--llm", "smoke:xs", "--V", "1", "--budget-s", "0", "--Q", "5", "--q", "3"]
+    assert bench.main(parser.parse_args([*words, "--csv", str(tmp_path / "rows.csv")])) == 0
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert {"prefill", "decode"} <= set(rows["stage"]) and len(json.loads(rows["samples_ms"][0])) == rows[
+        "n"
+    ][0]
+    assert "prefill" in capsys.readouterr().out

@@ -1,0 +1,424 @@
+"""The zoo: one call, exact counts, honest cost, and learned windows against a plain loop over windows."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from vtc import InputError, compressors
+from vtc.compressors import build, ledger, names, possible
+from vtc.compressors.base import Compressor, Features, Official
+from vtc.compressors.distil import Distil
+from vtc.compressors.prune import PruMerge
+from vtc.compressors.speed import Published
+
+D, LEVELS, LLM, HEADS = 16, 48, 24, 4  # widths of tower, levels, LLM; heads of the tower's keys
+CONFIG = Qwen2Config(hidden_size=LLM, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
+                     num_hidden_layers=3, vocab_size=30, attn_implementation="eager")  # fmt: skip
+OPTIONS = {"llavamini_fused": {"llm_config": CONFIG, "layers": 2}}
+LEARNED = [n for n in names() if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a"))]
+
+
+def features(b=3, g=6, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(b, *shape, generator=draw)
+
+    s = g * g
+    return Features(normal(s, D), normal(s, LEVELS), normal(HEADS, s).softmax(-1) / 2, normal(s, HEADS, 4), normal(D))
+
+
+def make(name, tokens, g=6, **options):
+    torch.manual_seed(1)
+    return build(name, tokens=tokens, grid=g, d=D, d_levels=LEVELS, d_llm=LLM, d_question=LLM,
+                 **{**OPTIONS.get(name, {}), **options})  # fmt: skip
+
+
+def question(module, b=3, m=None, words=5):
+    """A question as the module wants it: a vector, or word embeddings."""
+    lead = (b,) if m is None else (b, m)
+    last = (words, LLM) if getattr(module, "question_source", None) == "embeddings" else (LLM,)
+    return torch.randn(*lead, *last, generator=torch.Generator().manual_seed(2))
+
+
+def some_tokens(name, g=6):
+    """First, a middle and last V that the grid can give, few enough to run them all."""
+    there = possible(name, g)
+    return sorted({there[0], there[len(there) // 2], there[-1]})
+
+
+CASES = [(name, v) for name in names() for v in some_tokens(name)]
+
+
+@pytest.mark.parametrize("name, tokens", CASES)
+def test_call(name, tokens):
+    """Exact count, declared width, same twice, and nothing leaks between the images of a batch."""
+    module = make(name, tokens).eval()
+    x, ask = features(), question(module)
+    z = module(x, ask)
+    entering = 36 if module.cost_class == "D" else tokens  # FastV's drop out later, inside the LLM
+    assert z.shape == (3, entering, module.d_out) and z.dtype == torch.float32 and z.isfinite().all()
+    assert module.d_out == (LLM if module.ends_at_llm else D)
+    assert torch.equal(z, module(x, ask))
+    alone = torch.cat([module(x[i : i + 1], ask[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(alone, z, atol=1e-5, rtol=1e-5)
+    tokens_, mask = module.with_mask(x, ask)
+    assert mask.shape == tokens_.shape[:2] and mask.all()
+
+
+@pytest.mark.parametrize("name", names())
+def test_any_grid(name):
+    for g in range(4, 25):
+        there = possible(name, g)
+        for v in {there[0], there[-1]} if g < 13 else {there[0]}:
+            module = make(name, v, g).eval()
+            with torch.no_grad():
+                z = module(features(1, g), question(module, 1))
+            assert z.shape[1] == (g * g if module.cost_class == "D" else v)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n not in ("none", "fastv")])
+def test_where_a_token_looks(name):
+    module = make(name, some_tokens(name)[len(some_tokens(name)) // 2]).eval()
+    seen = module.where(features(), question(module))
+    assert seen.shape == (3, module.tokens, 36) and (seen >= 0).all()
+    rows = seen.sum(-1)[:, 1:] if name == "visionzip" else seen.sum(-1)  # its class token is no patch
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+
+
+@pytest.mark.parametrize("name, tokens", [(n, v) for n, v in CASES if n in LEARNED])
+def test_gradient_reaches_all_that_trains_and_the_tower_is_left(name, tokens):
+    module = make(name, tokens)
+    x = features()
+    if name == "llavamini_fused":
+        out = torch.cat(module.fuse(x, torch.randn(3, 5, LLM)), 1)
+    else:
+        out = module(x, question(module))
+    out.square().sum().backward()
+    idle = {n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()}
+    allowed = idle_by_design(name, tokens)
+    assert {n for n in idle if not n.startswith(allowed)} == set()
+    assert x.last.grad is None and x.levels.grad is None
+
+
+def idle_by_design(name, tokens):
+    """Where a window is one patch the softmax is 1: no query or key can matter."""
+    if tokens == 36 and name.startswith(("quecc", "tokenpacker")):
+        return ("text", "pool", "query", "conv", "attend.q", "attend.k_", "attend.key", "attend.kv_")
+    if tokens == 36 and name.startswith("glances"):
+        return ("query", "place", "steer", "text", "pool")
+    return ("score.bias", "pool.score.bias")  # constant over the words: leaves the softmax
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_save_and_load(name, tmp_path):
+    tokens = some_tokens(name)[1]
+    old = make(name, tokens).eval()
+    save_file(old.state_dict(), tmp_path / "weights.safetensors")
+    torch.manual_seed(9)
+    new = build(name, tokens=tokens, grid=6, d=D, d_levels=LEVELS, d_llm=LLM, d_question=LLM, **OPTIONS.get(name, {}))
+    assert not torch.equal(new.eval()(features(), question(new)), old(features(), question(old)))
+    new.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    assert torch.equal(new(features(), question(new)), old(features(), question(old)))
+
+
+@pytest.mark.parametrize("name, tokens", [(n, v) for n, v in CASES if n != "llavamini_fused"])
+def test_ledger_agrees_with_instrumented_count(name, tokens):
+    module = make(name, tokens).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(features(), question(module))
+    extra = {"words": 5} if name in ("quecc_light", "glances_steered") else {}
+    extra |= {"d_keys": 4 * HEADS if name.startswith("pru") else 4} if module.needs_keys or name == "tome" else {}
+    mine = ledger.count(name, tokens, 6, D, LEVELS, LLM, LLM, **extra).total(3)
+    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_ledger_counts_prefusion():
+    module = make("llavamini_fused", 4).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.fuse(features(), torch.randn(3, 5, LLM))
+    mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(3)
+    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+# learned windows, once more, as slowly and plainly as they can be written
+
+
+def attention_by_hand(q, keys, values, given, heads):
+    """One query (d,) over keys and values (n, d) with torch's packed weights."""
+    wq, wk, wv = given["clip_attn.in_proj_weight"].chunk(3)
+    bq, bk, bv = given["clip_attn.in_proj_bias"].chunk(3)
+    q, keys, values = wq @ q + bq, keys @ wk.T + bk, values @ wv.T + bv
+    c, out = len(q) // heads, []
+    for h in range(heads):
+        at = slice(h * c, (h + 1) * c)
+        weights = torch.softmax(keys[:, at] @ q[at] / math.sqrt(c), 0)
+        out.append(weights @ values[:, at])
+    return given["clip_attn.out_proj.weight"] @ torch.cat(out) + given["clip_attn.out_proj.bias"]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_quecc_equals_loop_over_windows(k):
+    g, n = 6, 6 // k
+    torch.manual_seed(3)
+    slow = Published(D, LEVELS, LLM, g, k)
+    for p in slow.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    module = make("quecc", n * n)
+    module.load_official(slow.state_dict())
+    x, ask, given = features(), torch.randn(3, LLM), slow.state_dict()
+    with torch.no_grad():
+        fast, fast_train = module(x, ask), None
+        with torch.enable_grad():
+            fast_train = module(x, ask).detach()
+        tau = slow.text_projection(ask)
+        for b in range(3):
+            keys, values = slow.k_proj(x.levels[b]), slow.v_proj(x.levels[b])
+            asked = slow.q_proj(x.last[b] + tau[b])
+            for i in range(n):
+                for j in range(n):
+                    patches = [(i * k + r) * g + j * k + c for r in range(k) for c in range(k)]
+                    kernel = given["q_downsample.weight"][:, 0].flatten(1).T  # (k k, d)
+                    q = (asked[patches] * kernel).sum(0) + given["q_downsample.bias"]
+                    by_hand = attention_by_hand(q, keys[patches], values[patches], given, 8)
+                    torch.testing.assert_close(fast[b, i * n + j], by_hand, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fast, slow(x.last, x.levels, ask), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fast, fast_train, atol=1e-4, rtol=1e-4)
+
+
+def test_quecc_many_questions_share_keys():
+    for name in ("quecc", "quecc_light", "glances_steered"):
+        module = make(name, 4).eval()
+        x, asks = features(), question(module, 3, m=3)
+        each = torch.stack([module(x, asks[:, i]) for i in range(3)], 1).flatten(0, 1)
+        torch.testing.assert_close(module(x, asks), each, atol=1e-5, rtol=1e-5)
+        kept = module.patches(x) if name.startswith("gl") else module.keys_values(x)
+        torch.testing.assert_close(module(x, asks, kv=kept), each, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_of_a_question_is_not_read():
+    module = make("quecc_light", 4).eval()
+    x, ask = features(), question(module)
+    mask = torch.arange(8).expand(3, 8) < 5
+    padded = torch.cat([ask, torch.randn(3, 3, LLM)], 1)
+    torch.testing.assert_close(module(x, padded, mask=mask), module(x, ask), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", [{"question": False}, {"conv": False}, {"levels": 1}, {"heads": 1}])
+def test_quecc_ablations(ablation):
+    module = make("quecc", 4, **ablation).eval()
+    x, ask = features(), torch.randn(3, LLM)
+    z, other = module(x, ask), module(x, ask.flip(0))
+    assert torch.equal(z, other) == ("question" in ablation)
+    moved = Features(x.last, x.levels + 1)
+    assert torch.equal(z, module(moved, ask)) == ("levels" in ablation)
+    assert (make("quecc", 4).n_parameters > module.n_parameters) == (ablation.keys() != {"heads"})
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x, ask)
+    assert module.flops(3) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if n in LEARNED or n in ("pool", "random", "dct", "tome")])
+def test_nested_weights_are_shared(name):
+    module = make(name, some_tokens(name)[0]).eval()
+    other = some_tokens(name)[1]
+    if not module.nested:
+        with pytest.raises(InputError, match="same weights"):
+            module.at(other)
+        return
+    twin = module.at(other)
+    assert twin.tokens == other and module.tokens != other
+    assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
+    assert twin(features()).shape[1] == other
+
+
+def test_pooling_keeps_the_mean_and_dct_the_low_frequencies():
+    x = features()
+    for name in ("pool", "downsample", "dct"):
+        torch.testing.assert_close(make(name, 4)(x).mean(1), x.last.mean(1), atol=1e-5, rtol=1e-4)
+    rows = torch.arange(6.0).add(0.5).mul(math.pi / 6).cos()  # one low wave survives truncation to 4 x 4
+    wave = Features(rows.repeat_interleave(6)[None, :, None].expand(1, 36, D))
+    points = torch.arange(4.0).add(0.5).mul(math.pi / 4).cos()
+    torch.testing.assert_close(make("dct", 16)(wave)[0, :, 0], points.repeat_interleave(4), atol=1e-5, rtol=1e-5)
+
+
+def test_tome_is_a_weighted_partition():
+    x, module = features(), make("tome", 7)
+    merged = module.merging(x)
+    assert (merged.size.sum(1) == 36).all()
+    for i in range(7):
+        members = merged.groups[0] == i
+        torch.testing.assert_close(merged.tokens[0, i], x.last[0, members].mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_adaptive_prumerge_pads_and_masks():
+    x = features()
+    peaks = torch.full((3, 1, 36), 0.01)
+    for i, spikes in enumerate(([3], [5, 9, 30], [])):
+        peaks[i, 0, spikes] = 0.3
+    module = make("prumerge", 10, adaptive=True)
+    z, mask = module.with_mask(Features(x.last, attention=peaks, keys=x.keys))
+    assert mask.sum(1).tolist() == [2, 4, 1] and not z[~mask].any()
+
+
+def test_prumerge_normalised_is_a_mean():
+    ones = Features(torch.ones(2, 36, D), attention=features(2).attention, keys=features(2).keys)
+    torch.testing.assert_close(make("prumerge_normalised", 5)(ones), torch.ones(2, 5, D))
+    assert not torch.allclose(make("prumerge", 5)(ones), torch.ones(2, 5, D), atol=0.01)
+
+
+def test_prumerge_plus_keeps_no_patch_twice():
+    for v in range(1, 37):
+        kept, rest = PruMerge(tokens=v, grid=6, d=D, plus=True).choose(features().attention.mean(1))
+        assert sorted(torch.cat([kept, rest], 1)[0].tolist()) == list(range(36)) and kept.shape[1] == v - 1
+
+
+def language_model():
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(CONFIG).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    return model
+
+
+def prompt():
+    image = torch.zeros(3, 26, dtype=torch.bool)
+    image[:, 4:20] = True
+    real = torch.ones(3, 26, dtype=torch.long)
+    real[1, :2] = 0  # padding on the left
+    return torch.randn(3, 26, LLM, generator=torch.Generator().manual_seed(4)) * 3, image, real
+
+
+@torch.no_grad()
+def test_fastv_equals_hiding_the_dropped_as_keys():
+    """Dropping tokens at layer K and masking them from layer K on give the last position the same logits."""
+    model, (x, image, real) = language_model(), prompt()
+    module = build("fastv", tokens=4, grid=4, d=D, layer=1)
+    layers, kept = model.model.layers, []
+    word, grown = x[:, :1], torch.nn.functional.pad(real, (0, 1), value=1)
+    with module.inside(layers, image):
+        hook = layers[2].register_forward_pre_hook(lambda _, args, kw: kept.append(kw["position_ids"]), with_kwargs=True)
+        out = model(inputs_embeds=x, attention_mask=real, use_cache=True)
+        short = out.logits[:, -1]
+        step = model(inputs_embeds=word, attention_mask=grown, past_key_values=out.past_key_values).logits[:, -1]
+        hook.remove()
+    assert out.logits.shape[1] == 14 and kept[0].shape == (3, 14)
+    hidden = torch.ones(3, 27, dtype=torch.bool).scatter(1, kept[0], False)
+    hidden[:, 26] = False  # the word that came after the prompt
+
+    def hide(_, args, kwargs):
+        mask = kwargs["attention_mask"].float().masked_fill(hidden[:, None, None], torch.finfo(torch.float32).min)
+        return args, {**kwargs, "attention_mask": mask}
+
+    hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers[1:]]
+    masked = model(inputs_embeds=torch.cat([x, word], 1), attention_mask=grown).logits
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(short, masked[:, 25], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(step, masked[:, 26], atol=1e-4, rtol=1e-4)  # from the cache
+    assert not torch.allclose(short, model(inputs_embeds=x, attention_mask=real).logits[:, -1], atol=1e-4)
+
+
+@torch.no_grad()
+def test_fastv_generates_with_a_cache_and_leaves_no_trace():
+    model, (x, image, real) = language_model(), prompt()
+    ask = dict(inputs_embeds=x, attention_mask=real, max_new_tokens=4, do_sample=False)
+    whole = model.generate(**ask)
+    with build("fastv", tokens=16, grid=4, d=D, layer=1).inside(model.model.layers, image):
+        assert torch.equal(model.generate(**ask), whole)
+    module = build("fastv", tokens=2, grid=4, d=D, layer=1)
+    with module.inside(model.model.layers, image):
+        cached = model.generate(**ask)
+    assert cached.shape == (3, 4) and torch.equal(model.generate(**ask), whole)
+    assert module.equivalent_tokens(3) == pytest.approx((16 + 2 * 2) / 3)
+
+
+def test_prefusion_lets_text_read_the_image_but_not_the_reverse():
+    module = make("llavamini_fused", 4).eval()
+    x, text = features(), torch.randn(3, 5, LLM)
+    tokens, words = module.fuse(x, text)
+    assert tokens.shape == (3, 4, LLM) and words.shape == (3, 5, LLM)
+    tokens_2, words_2 = module.fuse(Features(x.last + 1), text)
+    assert not torch.allclose(words, words_2) and not torch.allclose(tokens, tokens_2)
+    torch.testing.assert_close(module.fuse(x, text + 1)[0], tokens)
+
+
+@pytest.mark.parametrize("name, tokens", [("tokenpacker", 4), ("mqt", 5), ("pool", 1)])
+def test_distillation_learns_to_guess_the_patches(name, tokens):
+    module, x = make(name, tokens), features()
+    distil = Distil(module, width=32, weight=1e-3)
+    learn = torch.optim.Adam([*module.parameters(), *distil.parameters()], lr=0.01)
+    losses = []
+    for _ in range(40):
+        loss = distil.auxiliary_loss(module(x), x, interest=torch.rand(3, 36, generator=torch.Generator().manual_seed(0)))
+        learn.zero_grad()
+        loss.backward()
+        learn.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_zero_tokens_mean_no_image_by_any_name():
+    for name in names():
+        assert make(name, 0)(features()).shape == (3, 0, D)
+
+
+class Corner(Compressor):
+    """The first V patches: a compressor of one's own."""
+
+    def compress(self, features, question=None):
+        return features.last[:, : self.tokens] @ torch.eye(self.d, device=features.last.device)
+
+
+def test_a_compressor_of_ones_own(monkeypatch):
+    monkeypatch.setattr(compressors, "REGISTRY", dict(compressors.REGISTRY))
+    compressors.register("corner", Corner)
+    module = build("corner", tokens=3, grid=6, d=D)
+    assert torch.equal(module(features()), features().last[:, :3])
+    assert module.flops(2) == 2 * 2 * 3 * D * D  # instrumented, no formula was written
+    assert module.where(features())[0].argmax(-1).tolist() == [0, 1, 2]
+
+
+def test_names_need_no_torch():
+    import subprocess
+    import sys
+
+    ask = "import sys; from vtc.compressors import ledger; print(ledger.count('quecc', 4, 12, 64, 256, 128).image)"
+    out = subprocess.run([sys.executable, "-c", ask + "; assert 'torch' not in sys.modules"], capture_output=True)
+    assert out.returncode == 0 and float(out.stdout) > 0, out.stderr
+
+
+@pytest.mark.parametrize(
+    "act, says",
+    [
+        (lambda: make("quec", 4), "unknown compressor 'quec': use one of .*tokenpacker"),
+        (lambda: make("quecc", 5), r"cannot give V = 5 from a 6 x 6 grid: use one of 1, 4, 9, 36"),
+        (lambda: make("visionzip", 1), "V = 1"),
+        (lambda: make("quecc", 4, colour="red"), "unexpected keyword argument 'colour'"),
+        (lambda: make("quecc", 4, source="tea leaves"), "llm_last, prompt_prefix, embeddings"),
+        (lambda: make("quecc", 4, heads=5), "5 heads do not divide the width 16"),
+        (lambda: make("perceiver", 4, heads=5), "5 attention heads do not divide"),
+        (lambda: make("mqt", 4, keys="cold"), "'static' .* or 'content'"),
+        (lambda: make("quecc", 4)(features()), "needs the question"),
+        (lambda: make("quecc", 4)(features(), torch.randn(3, 7)), r"question of shape \(3, 24\), got \(3, 7\)"),
+        (lambda: make("pool", 4)(features(g=8)), "6 x 6 patches of width 16, got 64"),
+        (lambda: make("prumerge", 4)(Features(features().last)), "reads features.attention"),
+        (lambda: make("tokenpacker", 4)(Features(features().last)), "reads features.levels"),
+        (lambda: build("tokenpacker", tokens=4, grid=6, d=D, d_levels=LEVELS), "needs the width d_llm"),
+        (lambda: make("quecc", 4).load_official({}), "expects a tensor named 'text_projection.0.weight'"),
+        (lambda: make("mqt", 4).load_official({"ln_q.weight": torch.ones(3), "ln_q.bias": torch.ones(3)}), r"is \(16,\)"),
+        (lambda: build("fastv", tokens=4, grid=6, d=D, layer=0), "layer must be at least 1"),
+    ],
+)
+def test_errors_are_one_line_that_helps(act, says):
+    with pytest.raises(InputError, match=says) as error:
+        act()
+    assert "\n" not in str(error.value)
+
+
+def test_official_names_with_a_models_prefix():
+    given = Official({"model.mm_projector.query": torch.ones(2), "model.embed.weight": torch.ones(2)}, "MQT")
+    assert "query" in given and "model.embed.weight" not in given

@@ -1,0 +1,159 @@
+"""The model: packed questions are answered as if asked alone; the image reaches the answer; save, load, generate."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+import vtc
+from vtc import data, profiles, tower, train
+from vtc.compressors.base import Features
+from vtc.vlm import NOBODY, SHARED, VLM, block_mask, make_llm, make_tokenizer, swap_norms
+
+P = profiles.get("smoke")
+SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)
+
+
+def features(b: int, seed: int = 0) -> Features:
+    levels = torch.randn(b, P.s, P.tower.d * 2, generator=torch.Generator().manual_seed(seed))
+    return Features(levels=levels, last=levels[..., -P.tower.d :])
+
+
+def model(compressor: str = "tokenpacker", V: int = 4) -> VLM:
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    case = train.Case("test", V, compressor, 0)
+    return train._assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
+
+
+def bank(n: int = 4) -> train.Bank:
+    scenes = data.make_scenes(n, "train", seed=11)
+    return train.Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+
+
+def answer_losses(vlm: VLM, packed, seen: Features) -> float:
+    with torch.no_grad():
+        return vlm(packed, seen).item()
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", "quecc", "pool"])
+def test_packed_questions_are_learnt_as_if_alone(compressor):
+    vlm, questions, seen = model(compressor), bank(1), features(1)
+    rows = list(range(6))
+    together = answer_losses(vlm, questions.pack([rows], np.zeros(1, int)), seen)
+    alone = [answer_losses(vlm, questions.pack([[r]], np.zeros(1, int)), seen) for r in rows]
+    assert together == pytest.approx(np.mean(alone), abs=2e-5)
+
+
+def test_packed_questions_do_not_see_each_other():
+    vlm, questions, seen = model(), bank(1), features(1)
+    first = questions.pack([[0, 1]], np.zeros(1, int))
+    changed = questions.pack([[0, 5]], np.zeros(1, int))
+    keep = (first.segment == 0).float()
+    t = int(keep.sum())
+    one = answer_losses(vlm, replace(first, weight=first.weight * keep), seen)
+    weight = torch.zeros_like(changed.weight)
+    weight[:, :t] = changed.weight[:, :t]
+    assert one == pytest.approx(answer_losses(vlm, replace(changed, weight=weight), seen), abs=1e-6)
+
+
+@pytest.mark.parametrize("compressor, V", [("tokenpacker", 4), ("quecc", 1), ("identity", 144), ("none", 0)])
+def test_generate_says_what_the_forward_pass_would(compressor, V):
+    """Greedy decoding with left padding and a cache, against the argmax of a full pass for each question."""
+    vlm, seen = model(compressor, V), features(5)
+    asked = ["how many digits ?", "what shape is the red one ?", "read the digits ?", "describe ?"]
+    asked.append("digit in first row second column ?")
+    said = vlm.generate(seen, asked, max_new_tokens=3)
+    for i, question in enumerate(asked):
+        ids = torch.tensor([vlm.tokenizer(question)["input_ids"]])
+        words = []
+        for _ in range(3):
+            start = torch.tensor([vlm.tokenizer(question)["input_ids"]])[:, None]
+            before = vlm.visual(seen[i : i + 1], start) if V else torch.zeros(1, 0, SIZE.d)
+            x = torch.cat([before, vlm.llm.get_input_embeddings()(ids)], 1)
+            with torch.no_grad():
+                best = int(vlm.llm(inputs_embeds=x, use_cache=False).logits[0, -1].argmax())
+            if best == vlm.tokenizer.eos_token_id:
+                break
+            words.append(best)
+            ids = torch.cat([ids, torch.tensor([[best]])], 1)
+        assert said[i] == vlm.tokenizer.decode(words, skip_special_tokens=True).strip()
+
+
+def test_generate_does_not_depend_on_its_neighbours():
+    vlm, seen = model(), features(3)
+    asked = ["how many digits ?", "what is left of the red circle ?", "describe ?"]
+    together = vlm.generate(seen, asked)
+    assert together == [vlm.generate(seen[i : i + 1], [q])[0] for i, q in enumerate(asked)]
+
+
+def test_padding_stays_finite_in_bf16():
+    """A row that may see nothing (padding) must not poison the others; in bf16 the mask's least number is -inf."""
+    vlm, seen = model(), features(2)
+    real = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = vlm.llm(inputs_embeds=torch.randn(2, 4, SIZE.d), attention_mask=real, use_cache=False)
+    assert torch.isfinite(out.logits[:, 2:]).all()
+    assert len(vlm.generate(seen, ["describe ?", "how many digits ?"])) == 2
+
+
+def test_image_and_question_change_the_answer_distribution():
+    vlm, questions = model("quecc", 1), bank(1)
+    packed = questions.pack([[0]], np.zeros(1, int))
+    assert answer_losses(vlm, packed, features(1, 0)) != answer_losses(vlm, packed, features(1, 1))
+
+
+def test_block_mask_by_hand():
+    segment = torch.tensor([[SHARED, 0, 0, 1, NOBODY]])
+    seen = block_mask(segment)[0, 0] == 0
+    assert seen.tolist() == [
+        [True, False, False, False, False],
+        [True, True, False, False, False],
+        [True, True, True, False, False],
+        [True, False, False, True, False],
+        [True, False, False, False, True],
+    ]
+
+
+def test_written_out_attention_and_norms_equal_transformers():
+    torch.manual_seed(0)
+    ours = make_llm(SIZE, 50)
+    config = ours.config.__class__(**{**ours.config.to_dict(), "_attn_implementation": "eager"})
+    theirs = Qwen2ForCausalLM(config)
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 50, (2, 9))
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
+
+
+def test_gradient_reaches_what_trains_and_nothing_else():
+    vlm, questions = model(), bank(2)
+    stage = train.Stage("align", 1, 1e-3, ("compressor", "projector"), 100)
+    before = {n: p.clone() for n, p in vlm.named_parameters()}
+    train.fit(vlm, stage, lambda step: (questions.pack([[0, 1], [12]], np.arange(2)), features(2)), None)
+    moved = {n.split(".")[0] for n, p in vlm.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"compressor"}  # TokenPacker ends at the LLM's width: it has no projector
+
+
+def test_saved_model_answers_alike(tmp_path):
+    vlm = model("quecc", 4)
+    vlm.tower[0] = tower.Tower(P.tower, P.pixels).eval().requires_grad_(False)
+    vlm.save_pretrained(tmp_path)
+    again = VLM.from_pretrained(tmp_path)
+    images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
+    asked = ["how many digits ?", "describe ?"]
+    assert again.generate(images, asked) == vlm.generate(images, asked)
+    assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_folder_that_holds_no_model_is_said_in_one_line(tmp_path):
+    with pytest.raises(vtc.InputError, match="no saved model"):
+        VLM.from_pretrained(tmp_path)
+
+
+def test_swapping_norms_keeps_the_weights():
+    llm = swap_norms(make_llm(SIZE, 20))
+    assert isinstance(llm.model.norm, torch.nn.RMSNorm)
+    assert "model.norm.weight" in llm.state_dict()

@@ -1,0 +1,107 @@
+"""The clock: every stage of a request timed on this machine, beside what it must cost at least.
+
+A case is one LLM, precision, batch, compressor and prompt, with the V to try; each runs in a process of its
+own, so that peak memory is that case's. Stages carry the names of `vtc.cost`: tower, question, compressor,
+projector, prefill, first (the LM head), decode (per token); and `ttft` is everything between features and
+the first token, timed whole. Manners: warm-up, synchronisation on either side (CUDA events on a GPU), stages
+in turn rather than in blocks, raw samples kept, the machine's matrix peak and bandwidth measured in the same
+process. Weights are random unless a checkpoint is named; speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+
+from vtc import InputError, cost, profiles, records
+from vtc.bench.cases import OUT_OF_MEMORY, STEM, case, cases, check, has_cuda, needs, shapes  # noqa: F401
+from vtc.bench.process import measure
+from vtc.bench.reading import (  # noqa: F401
+    against_baseline,
+    claims,
+    floors,
+    ok,
+    origins,
+    predicted,
+    repeatability,
+)
+from vtc.profiles import Profile
+
+
+def table(p: Profile) -> pd.DataFrame:
+    """The clock's rows of a profile, one a V and stage: recorded ones, and what is missing clocked here.
+
+    Where the profile's cases need a GPU and there is none, only rows that exist are returned.
+    """
+    wanted = cases(p)
+    here = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
+    return records.table(STEM, p, wanted, measure if here else None)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc bench`: a profile's cases, or one LLM with its own settings."""
+    parser.add_argument("--profile", default="laptop", help="whose cases to clock, and where rows go")
+    parser.add_argument("--recompute", action="store_true", help="clock again what is recorded")
+    parser.add_argument("--llm", help="one LLM: " + ", ".join(cost.LLMS) + ", 0.5 ... 14, or a checkpoint")
+    parser.add_argument("--V", default="0,1,16,144,576", help="visual tokens (default %(default)s)")
+    parser.add_argument("--Q", type=int, default=50, help="text tokens of the prompt (default 50)")
+    parser.add_argument("--q", type=int, default=20, help="question tokens among them (default 20)")
+    parser.add_argument("--G", type=int, default=8, help="generated tokens (default 8)")
+    parser.add_argument("--batch", default="1", help="batch sizes (default 1)")
+    parser.add_argument("--compressor", default="quecc")
+    parser.add_argument("--question", default="paid", choices=cost.QUESTION_PASS)
+    parser.add_argument("--dtype", default="bf16", choices=sorted(cost.BYTES))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--baseline", action="store_true", help="also clock transformers' generate")
+    parser.add_argument("--budget-s", type=float, default=6, help="seconds to sample each V (default 6)")
+    parser.add_argument("--csv", help="also write the rows here")
+
+
+def _integers(text: str, option: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words):
+        raise InputError(f"--{option} {text!r}: expected whole numbers such as 0,1,16")
+    return [int(word) for word in words]
+
+
+def _asked(args: argparse.Namespace) -> list[dict]:
+    """The cases of the command line, each checked against this machine before any starts."""
+    same = ("Q", "q", "G", "compressor", "question", "dtype", "baseline", "budget_s")
+    own = {name: getattr(args, name) for name in same} | {"on": args.device, "q": min(args.q, args.Q)}
+    if args.Q < 1 or args.G < 2:
+        raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
+    V = _integers(args.V, "V")
+    asked = [case(args.llm, V, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
+    for c in asked:
+        check(c)
+    return asked
+
+
+def main(args: argparse.Namespace) -> int:
+    """Clocks, prints a table, and says where the raw rows are."""
+    p = profiles.get(args.profile, args.recompute)
+    wanted = _asked(args) if args.llm else cases(p)
+    if not wanted:
+        raise InputError(f"profile {p.name} has no cases to clock: name an LLM with --llm")
+    if not args.llm and any(c["on"] == "cuda" for c in wanted) and not has_cuda():
+        raise InputError(f"profile {p.name} clocks a GPU and none was found: use --profile laptop, or --llm")
+    clock = records.table(STEM, p, wanted, measure)
+    columns = [
+        "llm",
+        "dtype",
+        "batch",
+        "tokens",
+        "stage",
+        "median_ms",
+        "low_ms",
+        "high_ms",
+        "floor_ms",
+        "share",
+    ]
+    shown = clock.reindex(columns=[*columns, "binds", "status"])
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))
+    if args.csv:
+        clock.to_csv(args.csv, index=False)
+    print(f"raw samples: {p.runs / STEM}.csv")
+    return 0

@@ -1,0 +1,134 @@
+"""What is clocked: cases as flat dicts, the shapes they name, and whether this machine can run them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from vtc import InputError, cost, profiles
+from vtc.profiles import Profile
+
+STEM = "03_clock"
+WORDS = 128  # vocabulary of the small LLMs of the sweep
+OUT_OF_MEMORY = "out of memory"
+
+
+def case(llm: str, V: Iterable[int], **changes) -> dict:
+    """One case as a flat dict (its own key): defaults are a laptop's; `V` is written as "0 1 16"."""
+    known = {
+        "llm": llm,  # preset of vtc.cost, "profile:size", or a checkpoint (folder or hub id)
+        "V": " ".join(str(v) for v in sorted(set(V))),
+        "Q": 50,  # text tokens, q of them the question
+        "q": 20,
+        "G": 8,  # generated tokens
+        "batch": 1,
+        "compressor": "quecc",
+        "question": "paid",  # paid | cached | shared
+        "tower": "clip",  # CLIP ViT-L/14-336, or the tower of a profile by name
+        "dtype": "bf16",
+        "on": "cpu",  # cpu | cuda
+        "baseline": False,  # also clock transformers' generate with default settings on the same weights
+        "budget_s": 6,  # about how long to sample each V
+        "repeat": 0,
+    }
+    return known | changes
+
+
+def cases(p: Profile) -> list[dict]:
+    """What notebook 03 clocks at a profile."""
+    if p.name == "smoke":
+        sizes, quick = [s.name for s in p.sizes], {"tower": "smoke", "budget_s": 0.2, "G": 4}
+        return [case(f"smoke:{n}", p.V, batch=b, baseline=b == 1, **quick) for n, b in zip(sizes, (1, 8))]
+    if p.name == "laptop":
+        half, small = "qwen1.5-0.5b", {"tower": "laptop", "G": 16, "budget_s": 1}
+        return [
+            *(case(half, (0, 1, 16, 144, 576), baseline=True, repeat=r) for r in (0, 1)),
+            case(half, (1, 16, 144, 576), batch=4),
+            case(half, (1, 4, 16, 36, 576), compressor="tokenpacker", budget_s=4),
+            case(half, (1, 16), dtype="fp32", budget_s=4),
+            case("qwen1.5-1.8b", (1, 576), budget_s=4),
+            *(case(f"laptop:{s.name}", p.V, batch=b, **small) for s in p.sizes for b in (1, 32)),
+        ]
+    if p.name == "gpu":
+        base, V = {"on": "cuda", "G": 32, "budget_s": 2}, (0, 1, 4, 16, 36, 144, 576)
+        grid = [(n, b) for n in cost.LLMS for b in (1, 8, 32, 128)]
+        return [
+            *(case(n, V, batch=b, baseline=b == 1, **base) for n, b in grid),
+            *(case(n, V, baseline=True, repeat=1, **base) for n in cost.LLMS),
+            *(case("vicuna-7b", V[1:], compressor=c, **base) for c in ("tokenpacker", "pool", "mqt")),
+            case("vicuna-7b", V[1:], question="cached", **base),
+            case("qwen1.5-0.5b", V, dtype="fp32", **base),
+        ]
+    return []
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
+    """The shapes of a case; raises InputError for names that are not known."""
+    name, tower = c["llm"], cost.CLIP_L_336
+    if c["tower"] != "clip":
+        p = profiles.get(c["tower"])
+        t = p.tower
+        levels, run = len(t.levels), max(t.levels)
+        tower = cost.TowerShape(p.name, p.pixels, t.patch, t.layers, t.d, 4 * t.d, t.heads, 1, levels, run)
+    if ":" in name:
+        profile, _, size = name.partition(":")
+        return cost.LLMShape.of(profiles.get(profile).size(size), WORDS), tower
+    return (_checkpoint_shape(name) if "/" in name or Path(name).is_dir() else cost.llm(name)), tower
+
+
+def _checkpoint_shape(name: str) -> cost.LLMShape:
+    from transformers import AutoConfig
+
+    try:
+        k = AutoConfig.from_pretrained(name)
+        heads, kv = k.num_attention_heads, k.num_key_value_heads
+        wide = (k.num_hidden_layers, k.hidden_size, k.intermediate_size, heads, kv, k.vocab_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"LLM {name!r} could not be read ({str(error).splitlines()[0]})") from None
+    return cost.LLMShape(name, *wide, tied=bool(k.tie_word_embeddings), bias=k.model_type == "qwen2")
+
+
+def needs(c: dict) -> float:
+    """Bytes that a case will hold at its largest V (a CPU also keeps the weights of the baseline)."""
+    shape, tower = shapes(c)
+    pipe = cost.Pipeline(shape, tower, c["compressor"], c["question"], c["dtype"])
+    held = cost.memory(pipe, max(int(v) for v in c["V"].split()), c["Q"], c["G"], c["batch"])
+    twice = held["weights"] if c["baseline"] and c["on"] == "cpu" else 0
+    return float(held["total"] + twice) + 0.6e9  # the libraries themselves
+
+
+def free_bytes(on: str) -> float:
+    """Bytes that a new process may take on this machine (or its GPU)."""
+    if on == "cuda":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def check(c: dict) -> None:
+    """Raises InputError, before anything starts, where this machine cannot run the case."""
+    if c["on"] not in ("cpu", "cuda"):
+        raise InputError(f"device {c['on']!r} is unknown: use cpu or cuda")
+    if c["on"] == "cuda" and not has_cuda():
+        raise InputError("no GPU was found here: use --device cpu, or run on a machine with CUDA")
+    want, there = needs(c), free_bytes(c["on"])
+    if want > there:
+        what = f"{c['llm']} in {c['dtype']} at batch {c['batch']}"
+        raise InputError(f"{what} needs about {want / 1e9:.1f} GB, {there / 1e9:.1f} GB are free: go smaller")
+
+
+def tokens(c: dict) -> list[int]:
+    """The V of a case."""
+    return [int(v) for v in str(c["V"]).split()]
