@@ -20,7 +20,8 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	VTC_RUNS=$$runs $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg notebooks
+	VTC_RUNS=$$runs $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg \
+	--nbval-kernel-startup-timeout 600 notebooks
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

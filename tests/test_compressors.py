@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vtc import InputError, compressors
-from vtc.compressors import build, ledger, names, possible
+from vtc.compressors import build, ledger, names, possible, windowed
 from vtc.compressors.base import Compressor, Features, Official
 from vtc.compressors.distil import Distil
 from vtc.compressors.prune import PruMerge
@@ -19,7 +19,9 @@ D, LEVELS, LLM, HEADS = 16, 48, 24, 4  # widths of tower, levels, LLM; heads of 
 CONFIG = Qwen2Config(hidden_size=LLM, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
                      num_hidden_layers=3, vocab_size=30, attn_implementation="eager")  # fmt: skip
 OPTIONS = {"llavamini_fused": {"llm_config": CONFIG, "layers": 2}}
-LEARNED = [n for n in names() if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a"))]
+LEARNED = [
+    n for n in names() if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a"))
+]
 
 
 def features(b=3, g=6, seed=0):
@@ -29,7 +31,9 @@ def features(b=3, g=6, seed=0):
         return torch.randn(b, *shape, generator=draw)
 
     s = g * g
-    return Features(normal(s, D), normal(s, LEVELS), normal(HEADS, s).softmax(-1) / 2, normal(s, HEADS, 4), normal(D))
+    return Features(
+        normal(s, D), normal(s, LEVELS), normal(HEADS, s).softmax(-1) / 2, normal(s, HEADS, 4), normal(D)
+    )
 
 
 def make(name, tokens, g=6, **options):
@@ -120,7 +124,9 @@ def test_save_and_load(name, tmp_path):
     old = make(name, tokens).eval()
     save_file(old.state_dict(), tmp_path / "weights.safetensors")
     torch.manual_seed(9)
-    new = build(name, tokens=tokens, grid=6, d=D, d_levels=LEVELS, d_llm=LLM, d_question=LLM, **OPTIONS.get(name, {}))
+    new = build(
+        name, tokens=tokens, grid=6, d=D, d_levels=LEVELS, d_llm=LLM, d_question=LLM, **OPTIONS.get(name, {})
+    )
     assert not torch.equal(new.eval()(features(), question(new)), old(features(), question(old)))
     new.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     assert torch.equal(new(features(), question(new)), old(features(), question(old)))
@@ -132,7 +138,9 @@ def test_ledger_agrees_with_instrumented_count(name, tokens):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(features(), question(module))
     extra = {"words": 5} if name in ("quecc_light", "glances_steered") else {}
-    extra |= {"d_keys": 4 * HEADS if name.startswith("pru") else 4} if module.needs_keys or name == "tome" else {}
+    extra |= (
+        {"d_keys": 4 * HEADS if name.startswith("pru") else 4} if module.needs_keys or name == "tome" else {}
+    )
     mine = ledger.count(name, tokens, 6, D, LEVELS, LLM, LLM, **extra).total(3)
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
@@ -141,7 +149,9 @@ def test_ledger_counts_prefusion():
     module = make("llavamini_fused", 4).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module.fuse(features(), torch.randn(3, 5, LLM))
-    mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(3)
+    mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(
+        3
+    )
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -190,6 +200,33 @@ def test_quecc_equals_loop_over_windows(k):
         torch.testing.assert_close(fast, fast_train, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name, tokens", [("quecc", 1), ("quecc", 4), ("tokenpacker", 9)])
+def test_folded_maps_change_nothing(name, tokens, monkeypatch):
+    """Wide compressors without gradients take the second map's input in place of its output."""
+    module, ask = make(name, tokens), torch.randn(3, LLM)
+    monkeypatch.setattr(windowed, "FOLD", 4)
+    for _ in range(2):
+        plain, seen = (
+            module(features(), ask).detach(),
+            module.where(features(), ask).detach(),
+        )  # with gradients
+        with torch.no_grad():
+            folded = module(features(), ask)
+            torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(module.attend.where(*reads(module, ask)), seen, atol=1e-5, rtol=1e-4)
+            for (
+                p
+            ) in module.attend.parameters():  # the second time with other weights: what is kept is made anew
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
+
+
+def reads(module, ask):
+    if module.needs_question:
+        before, kv = module.keys_values(features())
+        return module.queries(before, ask.unsqueeze(1)), kv
+    return module.queries(features()), module.attend.keys_values(features().levels)
+
+
 def test_quecc_many_questions_share_keys():
     for name in ("quecc", "quecc_light", "glances_steered"):
         module = make(name, 4).eval()
@@ -222,7 +259,9 @@ def test_quecc_ablations(ablation):
     assert module.flops(3) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if n in LEARNED or n in ("pool", "random", "dct", "tome")])
+@pytest.mark.parametrize(
+    "name", [n for n in names() if n in LEARNED or n in ("pool", "random", "dct", "tome")]
+)
 def test_nested_weights_are_shared(name):
     module = make(name, some_tokens(name)[0]).eval()
     other = some_tokens(name)[1]
@@ -243,7 +282,9 @@ def test_pooling_keeps_the_mean_and_dct_the_low_frequencies():
     rows = torch.arange(6.0).add(0.5).mul(math.pi / 6).cos()  # one low wave survives truncation to 4 x 4
     wave = Features(rows.repeat_interleave(6)[None, :, None].expand(1, 36, D))
     points = torch.arange(4.0).add(0.5).mul(math.pi / 4).cos()
-    torch.testing.assert_close(make("dct", 16)(wave)[0, :, 0], points.repeat_interleave(4), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        make("dct", 16)(wave)[0, :, 0], points.repeat_interleave(4), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_tome_is_a_weighted_partition():
@@ -300,17 +341,25 @@ def test_fastv_equals_hiding_the_dropped_as_keys():
     layers, kept = model.model.layers, []
     word, grown = x[:, :1], torch.nn.functional.pad(real, (0, 1), value=1)
     with module.inside(layers, image):
-        hook = layers[2].register_forward_pre_hook(lambda _, args, kw: kept.append(kw["position_ids"]), with_kwargs=True)
+        hook = layers[2].register_forward_pre_hook(
+            lambda _, args, kw: kept.append(kw["position_ids"]), with_kwargs=True
+        )
         out = model(inputs_embeds=x, attention_mask=real, use_cache=True)
         short = out.logits[:, -1]
-        step = model(inputs_embeds=word, attention_mask=grown, past_key_values=out.past_key_values).logits[:, -1]
+        step = model(inputs_embeds=word, attention_mask=grown, past_key_values=out.past_key_values).logits[
+            :, -1
+        ]
         hook.remove()
     assert out.logits.shape[1] == 14 and kept[0].shape == (3, 14)
     hidden = torch.ones(3, 27, dtype=torch.bool).scatter(1, kept[0], False)
     hidden[:, 26] = False  # the word that came after the prompt
 
     def hide(_, args, kwargs):
-        mask = kwargs["attention_mask"].float().masked_fill(hidden[:, None, None], torch.finfo(torch.float32).min)
+        mask = (
+            kwargs["attention_mask"]
+            .float()
+            .masked_fill(hidden[:, None, None], torch.finfo(torch.float32).min)
+        )
         return args, {**kwargs, "attention_mask": mask}
 
     hooks = [layer.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers[1:]]
@@ -353,7 +402,9 @@ def test_distillation_learns_to_guess_the_patches(name, tokens):
     learn = torch.optim.Adam([*module.parameters(), *distil.parameters()], lr=0.01)
     losses = []
     for _ in range(40):
-        loss = distil.auxiliary_loss(module(x), x, interest=torch.rand(3, 36, generator=torch.Generator().manual_seed(0)))
+        loss = distil.auxiliary_loss(
+            module(x), x, interest=torch.rand(3, 36, generator=torch.Generator().manual_seed(0))
+        )
         learn.zero_grad()
         loss.backward()
         learn.step()
@@ -386,8 +437,11 @@ def test_names_need_no_torch():
     import subprocess
     import sys
 
-    ask = "import sys; from vtc.compressors import ledger; print(ledger.count('quecc', 4, 12, 64, 256, 128).image)"
-    out = subprocess.run([sys.executable, "-c", ask + "; assert 'torch' not in sys.modules"], capture_output=True)
+    ask = "import sys; from vtc.compressors import ledger; "
+    ask += "print(ledger.count('quecc', 4, 12, 64, 256, 128).image)"
+    out = subprocess.run(
+        [sys.executable, "-c", ask + "; assert 'torch' not in sys.modules"], capture_output=True
+    )
     assert out.returncode == 0 and float(out.stdout) > 0, out.stderr
 
 
@@ -403,13 +457,19 @@ def test_names_need_no_torch():
         (lambda: make("perceiver", 4, heads=5), "5 attention heads do not divide"),
         (lambda: make("mqt", 4, keys="cold"), "'static' .* or 'content'"),
         (lambda: make("quecc", 4)(features()), "needs the question"),
-        (lambda: make("quecc", 4)(features(), torch.randn(3, 7)), r"question of shape \(3, 24\), got \(3, 7\)"),
+        (
+            lambda: make("quecc", 4)(features(), torch.randn(3, 7)),
+            r"question of shape \(3, 24\), got \(3, 7\)",
+        ),
         (lambda: make("pool", 4)(features(g=8)), "6 x 6 patches of width 16, got 64"),
         (lambda: make("prumerge", 4)(Features(features().last)), "reads features.attention"),
         (lambda: make("tokenpacker", 4)(Features(features().last)), "reads features.levels"),
         (lambda: build("tokenpacker", tokens=4, grid=6, d=D, d_levels=LEVELS), "needs the width d_llm"),
         (lambda: make("quecc", 4).load_official({}), "expects a tensor named 'text_projection.0.weight'"),
-        (lambda: make("mqt", 4).load_official({"ln_q.weight": torch.ones(3), "ln_q.bias": torch.ones(3)}), r"is \(16,\)"),
+        (
+            lambda: make("mqt", 4).load_official({"ln_q.weight": torch.ones(3), "ln_q.bias": torch.ones(3)}),
+            r"is \(16,\)",
+        ),
         (lambda: build("fastv", tokens=4, grid=6, d=D, layer=0), "layer must be at least 1"),
     ],
 )

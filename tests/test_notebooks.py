@@ -30,7 +30,13 @@ def test_a_notebook_runs_cold_at_smoke(path, tmp_path, monkeypatch):
     monkeypatch.delenv("VTC_RUN", raising=False)
     parameters = {"profile": "smoke", "recompute": True}
     executed = papermill.execute_notebook(
-        path, tmp_path / path.name, parameters, cwd=path.parent, kernel_name="python3", progress_bar=False
+        path,
+        tmp_path / path.name,
+        parameters,
+        cwd=path.parent,
+        kernel_name="python3",
+        start_timeout=600,
+        progress_bar=False,
     )
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
 

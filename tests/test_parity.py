@@ -56,8 +56,17 @@ def quecc(config, inputs, weights, stored):
 
 def tokenpacker(config, inputs, weights, stored):
     x, levels, g = inputs["x"], inputs["x_multi"], config["grid"]
-    module = build("tokenpacker", tokens=1, grid=g, d=x.shape[-1], d_levels=levels.shape[-1],
-                   d_llm=config["lm_width"], width=config["embed_dim"], heads=config["num_heads"])  # fmt: skip
+    module = build(
+        "tokenpacker",
+        tokens=1,
+        grid=g,
+        d=x.shape[-1],
+        d_levels=levels.shape[-1],
+        # fmt: skip
+        d_llm=config["lm_width"],
+        width=config["embed_dim"],
+        heads=config["num_heads"],
+    )
     module.load_official(weights)
     features = Features(x, levels)
     return {f"tokens_scale{k}": module.at((g // k) ** 2)(features) for k in config["scale_factors"]}
@@ -89,7 +98,11 @@ def llavamini(config, inputs, weights, stored):
                    heads=config["num_heads"])  # fmt: skip
     module.load_official(weights)
     features = Features(x)
-    return {"pos_embed": module.code, "tokens": module(features), "attention_mean_over_heads": module.where(features)}
+    return {
+        "pos_embed": module.code,
+        "tokens": module(features),
+        "attention_mean_over_heads": module.where(features),
+    }
 
 
 def prumerge(config, inputs, weights, stored):
@@ -100,8 +113,14 @@ def prumerge(config, inputs, weights, stored):
                    plus=config["plus"], adaptive=config["adaptive"], ratio=ratio)  # fmt: skip
     tokens, mask = module.with_mask(features)
     choice = module.choose(attention.mean(1))
-    return {"tokens": tokens[:, : mask[0].sum()], "kept_index": choice.kept, "rest_index": choice.rest,
-            "cls_attention": attention.mean(1), "reduction_ratio": outlier_share(attention.mean(1))}  # fmt: skip
+    return {
+        "tokens": tokens[:, : mask[0].sum()],
+        "kept_index": choice.kept,
+        "rest_index": choice.rest,
+        # fmt: skip
+        "cls_attention": attention.mean(1),
+        "reduction_ratio": outlier_share(attention.mean(1)),
+    }
 
 
 def visionzip(config, inputs, weights, stored):
@@ -167,7 +186,8 @@ def fastv(config, inputs, weights, stored):
             "hf_position_ids": place.gather(1, later)[:1]}  # fmt: skip
 
 
-FAMILIES = {f.__name__: f for f in (quecc, tokenpacker, m3, mqt, llavamini, prumerge, visionzip, tome, tome_repeat,
+FAMILIES = {f.__name__: f for f in (quecc, tokenpacker, m3, mqt, llavamini, prumerge, visionzip, tome,
+tome_repeat,
                                     tome_schedule, fastv)}  # fmt: skip
 FAMILIES |= {"tome_attn": tower_attention, "visionzip_attn": tower_attention}
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "reproduce": ("vtc.reproduce", "run the five notebooks here and compare with the recorded rows"),
     "train": ("vtc.train", "train one cell of the sweep, or a model on your own images"),
     "evaluate": ("vtc.evaluate", "ask a trained model the test questions: error per task"),
+    "sweep": ("vtc.sweep", "train and ask every cell of a profile's sweep, resumable"),
     "bench": ("vtc.bench", "clock this machine stage by stage: latency, memory, what binds"),
     "fit": ("vtc.scaling", "fit the law to your own scores (a CSV with N, V, score), with intervals"),
     "plan": ("vtc.plan", "which N and V to deploy on given hardware"),

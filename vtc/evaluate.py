@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from vtc import InputError, data, profiles, tower, train
+from vtc import InputError, data, profiles, tower
 from vtc.loop import BF16
 from vtc.profiles import Profile
 from vtc.progress import bar
@@ -69,46 +68,6 @@ def errors(asked: list[data.Question], scores: list[float]) -> dict[str, float]:
     for family, tasks in data.FAMILIES.items():
         row[f"error_{family}"] = 1 - float(np.mean([row[f"score_{t}"] for t in tasks]))
     return row | {"questions": len(asked)}
-
-
-def sweep(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
-    """The cells of the sweep, every LLM at every V, the longest first; TokenPacker as in the paper's scaling
-    runs."""
-    return [
-        {"size": size.name, "V": V, "compressor": compressor, "seed": seed}
-        for seed in p.seeds
-        for size in reversed(p.sizes)
-        for V in reversed(p.V)
-    ]
-
-
-def cell(p: Profile, case: dict) -> dict[str, object]:
-    """Measure one cell of the sweep: train, ask, score -> its row (N, Q, scores, errors, speed, every
-    answer's score)."""
-    case = train.Case(**case)
-    model, notes = train.train(p, case)
-    asked = questions(p)
-    scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
-    lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
-    shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
-    return {
-        "N": p.size(case.size).N,
-        "Q": float(np.mean(lengths)),
-        **errors(asked, scores),
-        **notes,
-        "scores": packed(scores),
-    }
-
-
-def packed(scores: list[float]) -> str:
-    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; so that rows can be paired by
-    question."""
-    return "".join(chr(ord("a") + round(20 * s)) for s in scores)
-
-
-def unpacked(text: str) -> np.ndarray:
-    """What `packed` wrote, to the nearest twentieth."""
-    return (np.frombuffer(text.encode(), np.uint8).astype(float) - ord("a")) / 20
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:

@@ -112,10 +112,7 @@ def shapes(N, trailing: int = 0) -> cost.LLMShape:
 def measures(request: Request, device: cost.Hardware, N, V) -> dict[str, np.ndarray]:
     """Latency, memory and what binds of every pair: N (c,) billions, V (c,) -> arrays (c,)."""
     pipe = cost.Pipeline(
-        shapes(N),
-        compressor=request.compressor,
-        question=request.question_pass,
-        dtype=request.dtype,
+        shapes(N), compressor=request.compressor, question=request.question_pass, dtype=request.dtype
     )
     V = np.asarray(V, float)
     work = cost.stages(pipe, V, request.Q, request.G, request.batch, request.question)
@@ -149,9 +146,7 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
     got = measures(request, device, N, V)
     room = {"ttft": request.ttft_ms, "total": request.total_ms}
     room["memory"] = device.memory / 1e9 if request.memory_gb is None else request.memory_gb
-    used = np.stack(
-        [got["ttft_ms"] / room["ttft"], got["total_ms"] / room["total"], got["memory_gb"] / room["memory"]]
-    )
+    used = np.stack([got[x] / y for x, y in zip(("ttft_ms", "total_ms", "memory_gb"), room.values())])
     fits = (used <= 1).all(0)
     error, many = law.law.error(N, V, request.Q), predictions(law, draws, N, V, request.Q)  # (c,), (m, c)
     low, high = np.quantile(many, [0.025, 0.975], axis=0)
@@ -170,12 +165,10 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
         for i in range(len(N))
     ]
     choices.sort(key=lambda c: (not c.fits, c.error, c.ttft_ms))
-    ends = (
-        [np.quantile(x[wins], [0.025, 0.975], method="nearest") for x in (N, V)] if fits.any() else [None] * 2
-    )
-    return Plan(
-        request, device, law, tuple(choices), *(e if e is None else tuple(map(float, e)) for e in ends)
-    )
+    ends = [None, None]
+    if fits.any():
+        ends = [tuple(np.quantile(x[wins], [0.025, 0.975], method="nearest").tolist()) for x in (N, V)]
+    return Plan(request, device, law, tuple(choices), *ends)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,32 +180,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory-gb", type=float, help="memory to stay within (default: the device's)")
     add("--ttft-ms", type=float, default=math.inf, help="longest time to the first token (default: none)")
     add("--total-ms", type=float, default=math.inf, help="longest time to the last token (default: none)")
-    add(
-        "--question-tokens",
-        type=int,
-        default=free.Q,
-        metavar="Q",
-        help="text tokens of a prompt (default 50)",
-    )
+    add("--question-tokens", type=int, default=free.Q, metavar="Q", help="text tokens of a prompt (50)")
     add("--output-tokens", type=int, default=free.G, metavar="G", help="generated tokens (default 32)")
     add("--batch", type=int, default=free.batch, help="requests at once (default 1)")
-    add(
-        "--task",
-        default="reasoning",
-        help="reasoning, ocr (the paper's points), or FILE.csv of your own scores",
-    )
+    add("--task", default="reasoning", help="reasoning, ocr (the paper's points), or FILE.csv of your own")
     add("--family", help="which family of FILE.csv (default: its only one)")
     add("--unit", default="billions", choices=UNITS, help="unit of N in FILE.csv")
     add("--law", default="power", choices=LAWS, help="form of the law (default power)")
     add("--models", default="0.5,1.8,4,7,14", help="LLM sizes on offer, billions")
     add("--tokens", default=",".join(map(str, GRID_TOKENS)), help="V on offer")
     add("--compressor", default=free.compressor, help="tokenpacker (default), quecc, mqt, pool, ...")
-    add(
-        "--question-pass",
-        default=free.question_pass,
-        choices=cost.QUESTION_PASS,
-        help="of question-steered ones",
-    )
+    add("--question-pass", default="paid", choices=cost.QUESTION_PASS, help="of question-steered ones")
     add("--precision", default=free.dtype, choices=cost.BYTES)
     add("--top", type=int, default=8, help="choices to print (default 8)")
     add("--draws", type=int, default=2000, help="bootstrap draws (default 2000)")
@@ -236,18 +214,11 @@ def main(args: argparse.Namespace) -> int:
 
 def _request(args) -> Request:
     return Request(
-        *(
-            args.question_tokens,
-            args.output_tokens,
-            args.batch,
-            None,
-            args.ttft_ms,
-            args.total_ms,
-            args.memory_gb,
-        ),
+        **{name: getattr(args, name) for name in ("batch", "ttft_ms", "total_ms", "memory_gb", "compressor")},
+        Q=args.question_tokens,
+        G=args.output_tokens,
         models=_numbers(args.models, float, "--models"),
         tokens=_numbers(args.tokens, int, "--tokens"),
-        compressor=args.compressor,
         question_pass=args.question_pass,
         dtype=args.precision,
     )

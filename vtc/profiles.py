@@ -139,7 +139,7 @@ class Profile:
 
 
 def _tiny(name: str, d: int, layers: int) -> LLMSize:
-    return LLMSize(name, d=d, layers=layers, heads=d // 16, d_ff=3 * d)
+    return LLMSize(name, d=d, layers=layers, heads=-(-d // 32), d_ff=3 * d)
 
 
 SMOKE = Profile(
@@ -172,7 +172,7 @@ LAPTOP = Profile(
     images_test=1024,
     questions_test=250,
     tower=TowerSize(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), steps=2000, batch=16),
-    recipe=Recipe(batch=32, pack=8, text_steps=1200, align_steps=250, instruct_steps=1000),
+    recipe=Recipe(batch=32, pack=8, text_steps=900, align_steps=150, instruct_steps=700),
     zoo_V=(1, 4, 16),
     zoo_size="m",
     workers=2,

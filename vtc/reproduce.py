@@ -95,6 +95,7 @@ def _run(notebook: Path, profile: Profile) -> str | None:
                 parameters,
                 cwd=NOTEBOOKS,
                 kernel_name="python3",
+                start_timeout=600,  # seconds; a busy machine is slow to start a kernel
                 progress_bar={"leave": False} if _on_terminal() else False,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel's remarks are not for readers
             )

@@ -83,7 +83,7 @@ def make_llm(size: LLMSize, vocabulary: int) -> Qwen2ForCausalLM:
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=size.d, intermediate_size=size.d_ff, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.heads, tie_word_embeddings=True,
-        max_position_embeddings=4096, initializer_range=0.04, pad_token_id=0, eos_token_id=2,
+        max_position_embeddings=4096, initializer_range=size.d**-0.5, pad_token_id=0, eos_token_id=2,
         bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
     config._attn_implementation = "written_out"

@@ -21,6 +21,7 @@ from vtc.bench.reading import (  # noqa: F401
     against_baseline,
     claims,
     floors,
+    largest,
     ok,
     origins,
     predicted,
@@ -32,11 +33,16 @@ from vtc.profiles import Profile
 def table(p: Profile) -> pd.DataFrame:
     """The clock's rows of a profile, one a V and stage: recorded ones, and what is missing clocked here.
 
-    Where the profile's cases need a GPU and there is none, only rows that exist are returned.
+    Where the profile's cases need a GPU and there is none, only rows that exist; InputError if none.
     """
     wanted = cases(p)
     here = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
-    return records.table(STEM, p, wanted, measure if here else None)
+    found = records.table(STEM, p, wanted, measure if here else None)
+    if found.empty:
+        raise InputError(
+            f"profile {p.name} clocks a GPU; none was found and no rows are recorded: use laptop"
+        )
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,12 +39,10 @@ def _serve(c: dict, memory_gb: str) -> None:
     from vtc.workers import die_with
 
     die_with(os.getppid())
-    if memory_gb:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (int(float(memory_gb) * 1e9),) * 2)
     from vtc.bench.stages import Bench, is_out_of_memory
 
+    if memory_gb:
+        _limit(float(memory_gb) * 1e9)
     bench = None
     for V in tokens(c):
         try:
@@ -56,6 +54,16 @@ def _serve(c: dict, memory_gb: str) -> None:
             rows = [_lost(c, V)]
         for row in rows:
             print(json.dumps(row), flush=True)
+
+
+def _limit(extra: float) -> None:
+    """Lets this process take so many bytes more than it has, and no more."""
+    import resource
+    from pathlib import Path
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = int(pages * resource.getpagesize() + extra)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def summary(samples_ms: list[float]) -> dict:

@@ -21,6 +21,14 @@ def ok(clock: pd.DataFrame) -> pd.DataFrame:
 CONFIGURATION = ["llm", "tokens", "Q", "q", "batch", "compressor", "question", "tower", "dtype", "on"]
 
 
+def largest(clock: pd.DataFrame) -> str:
+    """The LLM that was clocked at the most V at batch 1 (the larger one where several were)."""
+    timed = ok(clock)
+    timed = timed[(timed["batch"] == 1) & (timed["stage"] == "ttft") & (timed["compressor"] == "quecc")]
+    seen = timed.groupby("llm").agg(most=("tokens", "max"), V=("tokens", "nunique"), work=("flops", "max"))
+    return seen.sort_values(["most", "V", "work"]).index[-1]
+
+
 def repeatability(clock: pd.DataFrame) -> pd.DataFrame:
     """Rows clocked twice: both medians, and whether they differ by less than the two intervals allow."""
     timed = ok(clock)
@@ -113,7 +121,8 @@ def claims(clock: pd.DataFrame, p: Profile, llm: str) -> pd.DataFrame:
     """
     timed = ok(clock)
     timed = timed[(timed["llm"] == llm) & (timed["batch"] == 1) & (timed["repeat"] == 0)]
-    timed = timed[(timed["compressor"] == "quecc") & (timed["dtype"] == timed["dtype"].iloc[0])]
+    timed = timed[(timed["compressor"] == "quecc") & (timed["question"] == "paid")]
+    timed = timed[timed["dtype"] == timed["dtype"].iloc[0]]
     at = timed.set_index(["tokens", "stage"])[["median_ms", "low_ms", "high_ms"]]
     V, Q = max(timed["tokens"]), timed["Q"].iloc[0]
     many, one = at.loc[(V, "prefill")], at.loc[(1, "prefill")]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc import InputError, compressors, cost
-from vtc.bench.cases import free_bytes, shapes, tokens
+from vtc.bench.cases import shapes, tokens
 from vtc.bench.process import sample, summary
 from vtc.compressors.base import Features, mlp2x
 from vtc.fast import Product, Runner
@@ -55,23 +55,25 @@ class Clock:
 
 
 @torch.no_grad()
-def peaks(on: str, dtype: str, rounds: int = 4) -> dict[str, float]:
+def peaks(on: str, dtype: str, quick: bool = False) -> dict[str, float]:
     """This machine's largest measured matrix rate (operations a second) and read bandwidth (bytes a second).
 
     Rate: square products, operands as they come and packed, the best of several sides, so that a floor drawn
     from it is one; `peak_plain_flops` is torch.matmul alone at the largest side. Bandwidth: a sum over, and a
-    matrix-vector product with, half a GB (1/16 of it with less memory).
+    matrix-vector product with, half a GB. `quick`: smaller and fewer, for a first look.
     """
     clock, kind = Clock(on), DTYPES[dtype]
-    best, plain = 0.0, 0.0
-    for side in (1024, 2048, 4096) if dtype != "fp32" or on == "cuda" else (1024, 2048):
+    best, plain, rounds = 0.0, 0.0, 2 if quick else 4
+    large = not quick and dtype != "fp32"
+    sides = (4096, 8192) if on == "cuda" else (1024, 2048, 4096) if large else (1024, 2048)
+    for side in sides:
         a, b = (torch.randn(side, side, device=on).to(kind) for _ in range(2))
         layer = nn.Linear(side, side, bias=False)
         layer.weight = nn.Parameter(b, requires_grad=False)
         packed = Product([layer])
         plain = 2 * side**3 / _least(clock, lambda a=a, b=b: a @ b, rounds)
         best = max(best, plain, 2 * side**3 / _least(clock, lambda a=a, packed=packed: packed(a), rounds))
-    big = 2**29 if free_bytes(on) > 4e9 else 2**25
+    big = 2**25 if quick else 2**29
     flat = torch.ones(big // 4, device=on)
     rows = torch.ones(big // (1024 * kind.itemsize), 1024, device=on, dtype=kind)
     vector = torch.ones(1024, device=on, dtype=kind)
@@ -138,10 +140,14 @@ class Bench:
         self.clock, self.batch = Clock(c["on"]), c["batch"]
         torch.manual_seed(0)
         self.origin = {"device": _device(self.on)} | _machine(self.on)
-        self.peaks = peaks(self.on, c["dtype"])
+        self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
         self.room = max(tokens(c)) + c["Q"] + c["G"]
-        if _fuses_inside(c["compressor"]):
+        if compressors.find(c["compressor"]).cost_class != "A":
             raise InputError(f"the clock has no stage for {c['compressor']}: it works inside the LLM")
+        self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
+        self.way = self.pipe.question_pass(
+            cost.compressor(c["compressor"], self.tower_shape, 1, self.shape.d)
+        )
         self.baseline = make_llm(c["llm"], self.shape, self.dtype, self.on)
         self.baseline.generation_config.eos_token_id = None  # every request makes all G tokens
         self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
@@ -165,12 +171,11 @@ class Bench:
         taken = sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
         c, steps = self.c, self.c["G"] - 1
         taken["decode"] = [ms / steps for ms in taken["decode"]]
-        pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
-        work = cost.stages(pipe, V, c["Q"], c["G"], self.batch, c["q"])
+        work = cost.stages(self.pipe, V, c["Q"], c["G"], self.batch, c["q"])
         work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
         device = cost.Hardware("", {c["dtype"]: self.peaks["peak_flops"]}, self.peaks["bandwidth"], 0)
         kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
-        same = {"tokens": V, "status": "ok"} | self.origin | self.peaks
+        same = {"tokens": V, "status": "ok", "N": float(self.shape.N)} | self.origin | self.peaks
         same |= {"peak_bytes": _peak_bytes(self.on), "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
         return [
             {**same, "stage": s, **_floor(s, work, device, c["dtype"], ms), **summary(ms)}
@@ -185,18 +190,18 @@ class Bench:
         before, past = self.text, 0
         if V:
             features = self.tower(self.images)
-            compress, project, ask = self._eyes(V, features)
-            asked = self._vector(ask, question)
+            compress, project, reads = self._eyes(V, features)
+            asked = run.prefill(question) if self.way else question if reads else None
             visual = compress(asked)
             if not self.seen_tower:  # the same at every V: once is enough
                 calls["tower"] = lambda: self.tower(self.images)
                 self.seen_tower = True
-            if ask == "llm":
+            if self.way in ("paid", "shared"):
                 calls["question"] = lambda: run.prefill(question)
             calls["compressor"] = lambda: compress(asked)
             if project is not None:
                 calls["projector"] = lambda: project(visual)
-            past = q if ask == "llm" and c["question"] == "shared" else 0
+            past = q if self.way == "shared" else 0
             seen = visual if project is None else project(visual)
             before = torch.cat([seen, self.text[:, past:]], 1)
         ready = run.prefill(before, past)
@@ -205,8 +210,7 @@ class Bench:
         def until_first() -> None:
             x = self.text
             if V:
-                vector = run.prefill(question) if ask == "llm" and c["question"] != "cached" else asked
-                z = compress(vector.to(self.dtype) if ask == "llm" else vector)
+                z = compress(run.prefill(question) if self.way in ("paid", "shared") else asked)
                 x = torch.cat([z if project is None else project(z), self.text[:, past:]], 1)
             run.first(run.prefill(x, past))
 
@@ -238,35 +242,18 @@ class Bench:
         }
         return ours | {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
 
-    def _eyes(self, V: int, features: Features) -> tuple[Callable, nn.Module | None, str | None]:
-        """Compressor on these features, its projector (None where it ends at the LLM's width), and what its
-        question is: "llm" (a pass), "embeddings", or None."""
+    def _eyes(self, V: int, features: Features) -> tuple[Callable, nn.Module | None, bool]:
+        """Compressor on these features, its projector (None where it ends at the LLM's width), and whether it
+        reads the question."""
         t, d = self.tower_shape, self.shape.d
         shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d * t.levels, "d_llm": d, "d_question": d}
-        module = (
-            compressors.build(self.c["compressor"], **shape)
-            .to(self.on, self.dtype)
-            .eval()
-            .requires_grad_(False)
-        )
-        project = (
-            None if module.ends_at_llm else mlp2x(t.d, d, d).to(self.on, self.dtype).requires_grad_(False)
-        )
-        ask = None
-        if module.needs_question:
-            ask = "embeddings" if getattr(module, "question_source", "") == "embeddings" else "llm"
-        if ask is None:
-            return (lambda _: module(features)), project, None
-        return (lambda question: module(features, question)), project, ask
-
-    def _vector(self, ask: str | None, question: Tensor) -> Tensor | None:
-        if ask != "llm":
-            return question if ask else None
-        return self.runner.prefill(question).to(self.dtype)
-
-
-def _fuses_inside(name: str) -> bool:
-    return compressors.find(name).cost_class != "A"
+        module = compressors.build(self.c["compressor"], **shape)
+        project = None if module.ends_at_llm else mlp2x(t.d, d, d)
+        for part in (module, project):
+            if part is not None:
+                part.to(self.on, self.dtype).eval().requires_grad_(False)
+        reads = module.needs_question
+        return (lambda asked: module(features, asked) if reads else module(features)), project, reads
 
 
 def _levels(t: cost.TowerShape) -> tuple[int, ...]:

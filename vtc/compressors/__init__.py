@@ -3,8 +3,8 @@
     compressor = build("quecc", tokens=4, grid=12, d=64, d_levels=256, d_llm=128, d_question=128)
     tokens = compressor(features, question)  # (b, s, d) -> (b, 4, d_out)
 
-Nothing heavy is imported until one is built. To add a compressor, write its file and one line in `REGISTRY`, or
-pass a class of your own to `register`.
+Nothing heavy is imported until one is built. To add a compressor, write its file and one line in `REGISTRY`,
+or pass a class of your own to `register`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def register(name: str, cls: type, **options) -> None:
 
 
 def entry(name: str) -> tuple[str, dict]:
-    """`name` -> the name of its class and the options it stands for; `InputError` lists the names there are."""
+    """`name` -> its class's name and the options it stands for; `InputError` lists the names there are."""
     if name not in REGISTRY:
         raise InputError(f"unknown compressor '{name}': use one of {', '.join(names())}")
     module, cls, options = REGISTRY[name]
@@ -74,13 +74,15 @@ def possible(name: str, grid: int) -> list[int]:
     return find(name).possible(grid)
 
 
-def build(name: str, *, tokens: int, grid: int, d: int, d_levels=None, d_llm=None, d_question=None, **options):
+def build(
+    name: str, *, tokens: int, grid: int, d: int, d_levels=None, d_llm=None, d_question=None, **options
+):
     """One compressor by name -> `torch.nn.Module`, see `vtc.compressors.base.Compressor`.
 
-    tokens: V (0 means no image, whatever the name). grid: g. d, d_levels: widths of the tower's last and stacked
-    layers. d_llm: the LLM's width. d_question: width of the question vector. options: the class's own.
-    Raises `InputError`, one line, for an unknown name, a V that the grid cannot give, a width or option that
-    does not fit.
+    tokens: V (0 means no image, whatever the name). grid: g. d, d_levels: widths of the tower's last and
+    stacked layers. d_llm: the LLM's width. d_question: width of the question vector. options: the class's
+    own. Raises `InputError`, one line, for an unknown name, a V that the grid cannot give, a width or option
+    that does not fit.
     """
     cls, (_, preset) = find(name), entry(name)
     if tokens == 0:

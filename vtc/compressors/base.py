@@ -1,8 +1,8 @@
 """What every compressor shares: the features that come in, the one call, the window geometry, the mlp2x.
 
-Data flow: tower features (+ question) -> **compressor** -> projector -> LLM. Letters as in `vtc`: `b, s, v, d`
-are axes (batch, patch, visual token, width), `g` the side of the patch grid (`s = g*g`), `k` the side of a window
-and `n = g/k` the windows along a side (`V = n*n`).
+Data flow: tower features (+ question) -> **compressor** -> projector -> LLM. Letters as in `vtc`: `b, s, v,
+d` are axes (batch, patch, visual token, width), `g` the side of the patch grid (`s = g*g`), `k` the side of
+a window and `n = g/k` the windows along a side (`V = n*n`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vtc import InputError
 
 @dataclass(frozen=True)
 class Features:
-    """What a vision tower hands over; only `last` is always there. Patches are in raster order, no class token."""
+    """What a vision tower hands over; only `last` is always there. Raster order, no class token."""
 
     last: Tensor  # (b, s, d) the layer the LLM would read, second to last
     levels: Tensor | None = None  # (b, s, d_levels) several layers side by side
-    attention: Tensor | None = None  # (b, h, s) softmaxed attention of the class token; its own column is cut off
+    attention: Tensor | None = None  # (b, h, s) of the class token, softmaxed; its own column is cut off
     keys: Tensor | None = None  # (b, s, h, d_h) attention keys of the patches
     cls: Tensor | None = None  # (b, d) the class token of the layer of `last`
 
@@ -51,7 +51,7 @@ class Compressor(nn.Module):
     `InputError` where V, grid, question or attention do not fit.
     """
 
-    cost_class = "A"  # A: V tokens enter the LLM. B: side layers read all. C: only the KV cache shrinks. D: inside it
+    cost_class = "A"  # A: V tokens enter the LLM, B: side layers read all, C: the cache shrinks, D: inside it
     needs_question = False
     needs_levels = False
     needs_attention = False  # features.attention
@@ -77,7 +77,9 @@ class Compressor(nn.Module):
         if tokens in there:
             return tokens
         listed = ", ".join(map(str, there if len(there) < 20 else [*there[:5], "...", there[-1]]))
-        raise InputError(f"{self.name} cannot give V = {tokens} from a {self.grid} x {self.grid} grid: use one of {listed}")
+        raise InputError(
+            f"{self.name} cannot give V = {tokens} from a {self.grid} x {self.grid} grid: use one of {listed}"
+        )
 
     def width_of(self, which: str) -> int:
         if width := getattr(self, which):
@@ -87,7 +89,9 @@ class Compressor(nn.Module):
     def at(self, tokens: int) -> Compressor:
         """The same weights (shared, not copied) giving another V; only where `nested` is true."""
         if not self.nested and tokens != self.tokens:
-            raise InputError(f"{self.name} is built for V = {self.tokens}; it cannot give {tokens} with the same weights")
+            raise InputError(
+                f"{self.name} is built for V = {self.tokens}; it cannot give {tokens} with the same weights"
+            )
         twin = copy.copy(self)
         twin.tokens = twin.check_tokens(tokens)
         return twin
@@ -102,7 +106,8 @@ class Compressor(nn.Module):
         b, s, d = features.last.shape
         if s != self.grid**2 or d != self.d:
             raise InputError(
-                f"{self.name} was built for {self.grid} x {self.grid} patches of width {self.d}, got {s} of width {d}"
+                f"{self.name} was built for {self.grid} x {self.grid} patches of width {self.d}, "
+                f"got {s} of width {d}"
             )
         for part in ("levels", "attention", "keys"):
             if getattr(self, f"needs_{part}") and getattr(features, part) is None and "kv" not in extra:
@@ -120,7 +125,7 @@ class Compressor(nn.Module):
         raise NotImplementedError
 
     def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (b, V, d_out) and which of them are real, (b, V) bool; all are unless `exact_count` is False."""
+        """Tokens (b, V, d_out) and which of them are real, (b, V) bool: all, if `exact_count`."""
         tokens = self(features, question)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
@@ -143,8 +148,8 @@ class Compressor(nn.Module):
     def flops(self, b: int = 1, questions: int = 1) -> float:
         """Operations (two a multiply-add) for `b` images with `questions` questions each.
 
-        Counted by `vtc.compressors.ledger` where the entry has a formula there, else by instrumenting one call
-        on the meta device.
+        Counted by `vtc.compressors.ledger` where it has a formula, else by instrumenting one call on the
+        meta device.
         """
         from vtc.compressors import ledger
 
@@ -156,7 +161,7 @@ class Compressor(nn.Module):
 
 
 class Windows(Compressor):
-    """A compressor whose tokens stand for the n x n square windows of the grid: V = n*n for n that divide g."""
+    """A compressor whose tokens stand for n x n square windows of the grid: V = n*n for n that divide g."""
 
     @classmethod
     def possible(cls, grid: int) -> list[int]:
@@ -183,7 +188,7 @@ def windows(x: Tensor, n: int) -> Tensor:
 
 
 def unwindows(x: Tensor, n: int, v_axis: int = 1) -> Tensor:
-    """Weights inside windows (b, v, k*k) -> weights over the whole grid (b, v, s), zero outside the window."""
+    """Weights inside windows (b, v, k*k) -> weights over the whole grid (b, v, s), zero outside."""
     b, v, kk = x.shape
     k = math.isqrt(kk)
     place = torch.eye(v, device=x.device, dtype=x.dtype).view(v, n, n, 1, 1)  # token -> its own window
@@ -199,7 +204,7 @@ def mean_pool(x: Tensor, n: int) -> Tensor:
 
 
 def mlp2x(d_in: int, d: int, d_out: int) -> nn.Sequential:
-    """Linear, exact GELU, Linear: LLaVA-1.5's projector and the key, value and query maps of two compressors."""
+    """Linear, exact GELU, Linear: LLaVA-1.5's projector, and the maps inside some compressors."""
     return nn.Sequential(nn.Linear(d_in, d), nn.GELU(), nn.Linear(d, d_out))
 
 
@@ -223,14 +228,21 @@ class Official:
     def __getitem__(self, name: str) -> Tensor:
         if name in self.state:
             return torch.as_tensor(self.state[name])
-        raise InputError(f"load_official: {self.owner} expects a tensor named '{name}' in the state dict; it is missing")
+        raise InputError(
+            f"load_official: {self.owner} expects a tensor named '{name}' in the state dict; it is missing"
+        )
+
+    def mlp2x(self, prefix: str = "", layers: tuple[int, int] = (0, 2)) -> dict[str, Tensor]:
+        """Tensors of a Linear, GELU, Linear at `layers` of a sequence, under the names of our `mlp2x`."""
+        places = zip((0, 2), layers, strict=True)
+        return {f"{i}.{part}": self[f"{prefix}{j}.{part}"] for i, j in places for part in ("weight", "bias")}
 
     def linear(self, name: str, bias: bool = True) -> dict[str, Tensor]:
         return {part: self[f"{name}.{part}"] for part in (("weight", "bias") if bias else ("weight",))}
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy tensors into `module`'s parameters by name; all must be there and fit, or one `InputError` says which."""
+    """Copy tensors into `module`'s parameters by name; one `InputError` says which is missing or misfits."""
     own = dict(module.named_parameters())
     for name in own:
         if name not in tensors:

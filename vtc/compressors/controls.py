@@ -1,7 +1,7 @@
 """Controls without weights that every learned compressor has to beat: random, stride, down-sampling, DCT.
 
-Down-sampling beats many published compressors on standard benchmarks (arXiv 2510.07143), and random choice beats choice
-by attention (arXiv 2502.11494). DCT truncation: arXiv 2508.06038.
+Down-sampling beats many published compressors on standard benchmarks (arXiv 2510.07143), and random choice
+beats choice by attention (arXiv 2502.11494). DCT truncation: arXiv 2508.06038.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Separable(Compressor):
 class Downsample(Separable):
     """Image down-sampling: the tower sees a smaller image of n x n patches.
 
-    encode: `(features, n) -> (b, n*n, d)`, a hook that shrinks the images behind `features` to n patches a side and runs
-    the tower on them; it belongs to whoever holds tower and images. Without it the grid of features itself is
-    shrunk, each token the mean of the area it covers, fractions of patches included.
+    encode: `(features, n) -> (b, n*n, d)`, a hook that shrinks the images behind `features` to n patches a
+    side and runs the tower on them; it belongs to whoever holds tower and images. Without it the grid of
+    features itself is shrunk, each token the mean of the area it covers, fractions of patches included.
     """
 
     def __init__(self, *, encode=None, **shape):

@@ -1,7 +1,8 @@
-"""An auxiliary loss for any compressor: from its tokens, all patches should be guessed again (ETC, arXiv 2606.00543).
+"""An auxiliary loss for any compressor: its tokens should let all patches be guessed (ETC, arXiv 2606.00543).
 
-The decoder is dropped after training. Target `X * (1 - a + a S)` with S the min-max scaled interest in each patch;
-loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a Gaussian a channel, times a small weight.
+The decoder is dropped after training. Target `X * (1 - a + a S)` with S the min-max scaled interest in each
+patch; loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a Gaussian a channel, times a small
+weight.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from vtc.compressors.base import Compressor, Features, mlp2x, windows
 class Distil(nn.Module):
     """`auxiliary_loss(tokens, features)` for a compressor; its parameters train along and are left behind.
 
-    weight: of the loss (1e-5 is ETC's, a sum over patches and channels). alpha: how much interest scales the target.
+    weight: of the loss (1e-5 is ETC's, a sum over patches and channels). alpha: how much interest scales the
+    target.
     """
 
     def __init__(self, compressor: Compressor, width: int = 128, weight: float = 1e-5, alpha: float = 0.6):
         super().__init__()
         v, s = compressor.tokens, compressor.grid**2
-        self.n = math.isqrt(v) if v and math.isqrt(v) ** 2 == v and compressor.grid % math.isqrt(v) == 0 else 1
-        d_in = compressor.d_out * (1 if self.n * self.n == v else v)  # all tokens side by side where not by window
+        n = math.isqrt(v)
+        self.n = n if n * n == v and n and compressor.grid % n == 0 else 1
+        d_in = compressor.d_out * (1 if self.n**2 == v else v)  # not by window: all tokens side by side
         self.weight, self.alpha = weight, alpha
         self.spread = nn.Linear(d_in, width)
         self.place = nn.Parameter(torch.randn(s // self.n**2, width))
@@ -38,7 +41,8 @@ class Distil(nn.Module):
         return self.decode(F.gelu(self.spread(tokens)).unsqueeze(2) * self.place)
 
     def auxiliary_loss(self, tokens: Tensor, features: Features, interest: Tensor | None = None) -> Tensor:
-        """tokens (b m, V, d_out), features of b images, interest (b, s) or None -> a scalar to add to the LLM's loss."""
+        """tokens (b m, V, d_out), features of b images, interest (b, s) or None -> a scalar to add to the
+        LLM's loss."""
         target = features.last.detach().float()
         if interest is not None:
             low, high = interest.amin(-1, keepdim=True), interest.amax(-1, keepdim=True)

@@ -1,7 +1,8 @@
-"""FastV (arXiv 2403.06764): all patches enter the LLM, those the last token attends to least leave before layer K.
+"""FastV (arXiv 2403.06764): all patches enter the LLM, those attended to least leave before layer K.
 
-Reference implementation: https://github.com/pkunlp-icler/FastV. Done here by hooks on the layers of one model, for the time of
-one `with` block; nothing is patched for the process. Cost class D: layers before K and the tower see every patch.
+Reference implementation: https://github.com/pkunlp-icler/FastV. Done here by hooks on the layers of one
+model, for the time of one `with` block; nothing is patched for the process. Cost class D: layers before K
+and the tower see every patch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from vtc.compressors.base import Compressor, Features
 def rank(row: Tensor, image: Tensor, keep: int, shared: bool = False) -> Tensor:
     """Image positions to keep by falling attention: row (b, t), image (b, t) bool -> (b, keep).
 
-    row: attention of the last token, mean over heads. shared: all samples take the first one's choice (the release).
+    row: attention of the last token, mean over heads. shared: all samples take the first one's choice (the
+    release).
     """
     scores = row.masked_fill(~image, -torch.inf)
     ranked = scores.argsort(dim=-1, descending=True, stable=True)[:, :keep]
@@ -26,7 +28,7 @@ def rank(row: Tensor, image: Tensor, keep: int, shared: bool = False) -> Tensor:
 
 
 def visible(ranked: Tensor, image: Tensor) -> Tensor:
-    """(b, t) bool: positions outside the image and those ranked (the masking variant hides the others as keys)."""
+    """(b, t) bool: all outside the image and those ranked; the masking variant hides the others as keys."""
     return (~image).scatter(1, ranked, True)
 
 
@@ -45,10 +47,10 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 
 
 class FastV(Compressor):
-    """Hands all s patches over; `inside(layers, image)` lets V of them live on from layer `layer` (K) of the LLM.
+    """Hands all s patches over; `inside(layers, image)` lets V of them live on from the LLM's layer K.
 
-    tokens is V; the call returns (b, s, d). Each sample ranks for itself; shared=True follows the release, where
-    the first sample decides for the batch. Kept tokens keep their positions.
+    tokens is V; the call returns (b, s, d). Each sample ranks for itself; shared=True follows the release,
+    where the first sample decides for the batch. Kept tokens keep their positions.
     """
 
     cost_class = "D"
@@ -58,7 +60,9 @@ class FastV(Compressor):
         super().__init__(**shape)
         self.layer, self.shared = layer, shared
         if layer < 1:
-            raise InputError(f"fastv: layer must be at least 1 (attention of the layer before is read), got {layer}")
+            raise InputError(
+                f"fastv: layer must be at least 1 (attention of the layer before is read), got {layer}"
+            )
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last
@@ -71,8 +75,8 @@ class FastV(Compressor):
     def inside(self, layers, image: Tensor):
         """Drop visual tokens inside these decoder layers (Qwen2's, `model.layers`) while the block runs.
 
-        image: (b, t) bool, the visual positions of the whole prompt. Works for one forward pass (whose output is then
-        shorter by what was dropped) and for `generate` with a cache.
+        image: (b, t) bool, the visual positions of the whole prompt. Works for one forward pass (whose
+        output is then shorter by what was dropped) and for `generate` with a cache.
         """
         if not self.layer < len(layers):
             raise InputError(f"fastv: layer {self.layer} of {len(layers)}: nothing would be saved")
@@ -87,7 +91,8 @@ class FastV(Compressor):
         def drop(layer, args, kwargs):
             hidden, *rest = args
             first = hidden.shape[1] == image.shape[1]
-            return (pick(hidden, kept[0]) if first else hidden, *rest), shorten(kwargs, kept[0], image.shape[1])
+            hidden = pick(hidden, kept[0]) if first else hidden
+            return (hidden, *rest), shorten(kwargs, kept[0], image.shape[1])
 
         hooks = [layers[self.layer - 1].self_attn.register_forward_pre_hook(look, with_kwargs=True)]
         hooks += [layer.register_forward_pre_hook(drop, with_kwargs=True) for layer in layers[self.layer :]]
@@ -99,7 +104,7 @@ class FastV(Compressor):
 
 
 def shorten(kwargs: dict, kept: Tensor, t: int) -> dict:
-    """A decoder layer's keyword arguments for the kept positions; in later steps only the mask's old columns go."""
+    """A decoder layer's keyword arguments for the kept positions; in later steps the mask alone changes."""
     cos, sin = kwargs["position_embeddings"]
     mask, changed = kwargs.get("attention_mask"), dict(kwargs)
     prompt = cos.shape[1] == t
@@ -123,7 +128,7 @@ def shorten(kwargs: dict, kept: Tensor, t: int) -> dict:
 
 
 def last_row(attention, hidden: Tensor, position_embeddings, mask: Tensor | None) -> Tensor:
-    """The last token's attention over the prompt, mean over heads, (b, t), from a Qwen2 attention's own maps."""
+    """The last token's attention over the prompt, mean over heads, (b, t), by a Qwen2 attention's maps."""
     from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
     b, t, _ = hidden.shape

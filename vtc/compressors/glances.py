@@ -1,9 +1,10 @@
-"""Glances: a token made of many small looks, each with a place, a taste and the question. Ours, for V = 1 to 4.
+"""Glances: a token made of many small looks, each by place, content and question. Ours, for V = 1 to 4.
 
-QueCC and TokenPacker give a window one query, so a token is 8 heads that look at nearly the same thing, and they pay
-for separate key and value maps. Here one map of the patches serves as key and value (half the operations), and what
-that saves buys more looks: `glances` heads a window that start spread over its area, score patches by place (a learned
-table), by content and by the question, and are put side by side before the map to the LLM.
+QueCC and TokenPacker give a window one query, so a token is 8 heads that look at nearly the same thing, and
+they pay for separate key and value maps. Here one map of the patches serves as key and value (half the
+operations), and what that saves buys more looks: `glances` heads a window that start spread over its area,
+score patches by place (a learned table), by content and by the question, and are put side by side before the
+map to the LLM.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vtc.compressors.question import QuestionPool
 
 
 def spread(glances: int, k: int) -> Tensor:
-    """Start of the place table (glances, k*k): logits that fall with the distance from centres on a lattice."""
+    """Start of the place table (glances, k*k): logits fall with the distance from a lattice of centres."""
     side = math.ceil(glances**0.5)
     at = (torch.arange(glances) + 0.5) * side**2 / glances
     rows, columns = (at // side + 0.5) * k / side, (at % side) * k / side
@@ -31,8 +32,8 @@ def spread(glances: int, k: int) -> Tensor:
 class Glances(Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
-    steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales the
-    values. width: of the patches' map (d). each: channels a glance carries (width / 8).
+    steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales
+    the values. width: of the patches' map (d). each: channels a glance carries (width / 8).
     """
 
     needs_levels = True
@@ -51,7 +52,8 @@ class Glances(Windows):
         if steered:
             self.d_question = self.d_question or self.d_llm
             self.pool = QuestionPool(self.d_question) if source == "embeddings" else None
-            self.text = nn.Sequential(nn.Linear(self.pool.d_out if self.pool else self.d_question, width), nn.GELU())
+            d_text = self.pool.d_out if self.pool else self.d_question
+            self.text = nn.Sequential(nn.Linear(d_text, width), nn.GELU())
             self.steer, self.scale = nn.Linear(width, glances * width), nn.Linear(width, width)
             nn.init.normal_(self.steer.weight, std=0.5 * width**-0.5)
             nn.init.zeros_(self.scale.weight)
@@ -69,17 +71,18 @@ class Glances(Windows):
         return steer if steer.dim() == 3 else steer.unsqueeze(1)
 
     def looks(self, patches: Tensor, steer: Tensor | None) -> Tensor:
-        """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k), rows add up to 1."""
+        """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k)."""
         b, v, kk, width = patches.shape
         query, place = self.query.expand(b, 1, -1, -1), self.place
         if steer is not None:
-            query = query + self.steer(steer).unflatten(-1, (-1, width)) * width**-0.5  # (b, m, glances, width)
+            moves = self.steer(steer).unflatten(-1, (-1, width))  # (b, m, glances, width)
+            query = query + moves * width**-0.5
             place = place.repeat(steer.shape[1], 1)
         query = query.flatten(1, 2).unsqueeze(1)  # (b, 1, m glances, width)
         return ((query.to(patches.dtype) @ patches.transpose(2, 3)) + place).softmax(-1)
 
     def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
-        """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: `patches(features)`, kept."""
+        """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: kept `patches`."""
         patches = self.patches(features) if kv is None else kv
         steer = self.asked(question, mask) if self.needs_question else None
         seen = self.looks(patches, steer) @ patches  # (b, V, m glances, width)

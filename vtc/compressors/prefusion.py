@@ -1,4 +1,4 @@
-"""LLaVA-Mini's pre-fusion (arXiv 2501.03895, section 4.2): layers beside the LLM let the text read all patches.
+"""LLaVA-Mini's pre-fusion (arXiv 2501.03895, section 4.2): layers beside the LLM let text read all patches.
 
 Cost class B: one token enters the LLM, but these layers, as wide as it, read every patch first.
 """
@@ -27,14 +27,14 @@ class PreFusion(nn.Module):
         self.rotary = Qwen2RotaryEmbedding(config)
 
     def forward(self, patches: Tensor, tokens: Tensor, text: Tensor, mask: Tensor | None = None):
-        """(b, s, d_llm), (b, v, d_llm), (b, t, d_llm), mask (b, t) of real text -> (b, v, d_llm), (b, t, d_llm)."""
+        """Patches, tokens and text (b, s | v | t, d_llm), mask (b, t) of real text -> tokens, text."""
         x = torch.cat([patches, tokens, text], 1)
         b, n, _ = x.shape
         seen = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().expand(b, 1, n, n)
         if mask is not None:
             real = torch.cat([mask.new_ones(b, n - mask.shape[1]), mask], 1).bool()
             seen = seen & real[:, None, None]
-        hidden = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(~seen, torch.finfo(x.dtype).min)
+        hidden = (~seen).to(x.dtype) * torch.finfo(x.dtype).min  # added to the scores
         where = torch.arange(n, device=x.device).unsqueeze(0)
         angles = self.rotary(x, where)
         for layer in self.layers:
@@ -43,7 +43,7 @@ class PreFusion(nn.Module):
 
 
 class LLaVAMiniFused(LLaVAMini):
-    """LLaVA-Mini whole: the compressor, its projector, and `fuse`, which the VLM calls with the text's embeddings.
+    """LLaVA-Mini whole: compressor, projector, and `fuse`, which the VLM calls with the text embedded.
 
     llm_config: the LLM's configuration. The call alone gives the un-fused tokens, (b, C*C, d_llm).
     """
@@ -62,5 +62,5 @@ class LLaVAMiniFused(LLaVAMini):
         return self.project(super().compress(features))
 
     def fuse(self, features: Features, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features and text embeddings (b, t, d_llm) -> the LLM's input: tokens (b, V, d_llm), text (b, t, d_llm)."""
+        """Features and text (b, t, d_llm) -> the LLM's input: tokens (b, V, d_llm), text (b, t, d_llm)."""
         return self.fusion(self.project(features.last), self(features), text, mask)

@@ -1,8 +1,8 @@
-"""Patches kept by the class token's attention, the others folded in: PruMerge, PruMerge+ and VisionZip. No weights.
+"""Patches kept by the class token's attention, the others folded in: PruMerge, PruMerge+, VisionZip.
 
 PruMerge: arXiv 2403.15388, https://github.com/42Shawn/LLaVA-PruMerge. VisionZip: arXiv 2412.04467,
-https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: PruMerge reads those of its last
-layer as one wide head (`class_attention`), VisionZip those of the layer before, head by head.
+https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: PruMerge reads those
+of its last layer as one wide head (`class_attention`), VisionZip those of the layer before, head by head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vtc.compressors.base import Compressor, Features
 
 
 def class_attention(q: Tensor, k: Tensor) -> Tensor:
-    """Last layer's maps with the class token first, (b, 1+s, d) each -> (b, 1, s): one head, class column cut off."""
+    """Last layer's maps, class token first, (b, 1+s, d) each -> (b, 1, s): one head, class column cut."""
     scores = q[:, :1] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
     return scores.softmax(-1)[:, :, 1:]
 
@@ -29,9 +29,9 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
 
 
 def complement(index: Tensor, s: int) -> Tensor:
-    """(b, n) -> (b, s - n): what is not in `index`, rising. A double in `index` costs the lowest ones their place."""
-    missing = torch.arange(s, device=index.device).expand(len(index), -1).scatter(1, index, -1).sort(-1).values
-    return missing[:, index.shape[1] :]
+    """(b, n) -> (b, s - n): what is not in `index`, rising; a double there costs the lowest its place."""
+    every = torch.arange(s, device=index.device).expand(len(index), -1)
+    return every.scatter(1, index, -1).sort(-1).values[:, index.shape[1] :]
 
 
 def outlier_share(attention: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def outlier_share(attention: Tensor) -> Tensor:
 
 
 def spaced(s: int, ratio: float, adaptive: bool) -> Tensor:
-    """PruMerge+'s evenly spaced patches for a share `ratio`, as released; the last patch is never among them."""
+    """PruMerge+'s evenly spaced patches for a share `ratio`, as released: never the last patch."""
     step = int(1 / ratio)
     return torch.arange(0, s - 1, int(step / 3)) if adaptive else torch.arange(step // 2, s - 1, step)
 
@@ -54,11 +54,14 @@ class Kept(NamedTuple):
     rest: Tensor
 
 
-def fold(x: Tensor, attention: Tensor, keys: Tensor, keep: Kept, normalise: bool = False, neighbours: int = 32) -> Tensor:
+def fold(
+    x: Tensor, attention: Tensor, keys: Tensor, keep: Kept, normalise: bool = False, neighbours: int = 32
+) -> Tensor:
     """Each kept patch plus its nearest others, and one token for the rest: (b, s, d) -> (b, n + 1, d).
 
     Nearest by cosine of keys among all others; each is weighted with its class attention. As released the
-    weighted sum is added as it is; `normalise` makes it the mean that the paper writes, over the group with its centre.
+    weighted sum is added as it is; `normalise` makes it the mean that the paper writes, over the group with
+    its centre.
     """
     n = keep.kept.shape[1]
     order = torch.cat(keep, 1)  # kept first
@@ -78,11 +81,12 @@ def fold(x: Tensor, attention: Tensor, keys: Tensor, keep: Kept, normalise: bool
 
 
 class PruMerge(Compressor):
-    """V - 1 patches by falling class attention, each with its neighbours folded in, and one token for the rest.
+    """V - 1 patches by falling class attention, neighbours folded in, and one token for the rest.
 
-    plus: half of the kept are evenly spaced ones. ratio: keep this share, as the release's fixed variant does (its doubles
-    included), V is then a cap. adaptive: the share of outliers of each image decides (the release pools the batch);
-    what is missing to V is padding, see `with_mask`. normalise: weighted means in place of the release's sums.
+    plus: half of the kept are evenly spaced ones. ratio: keep this share, as the release's fixed variant
+    does (its doubles included), V is then a cap. adaptive: the share of outliers of each image decides (the
+    release pools the batch); what is missing to V is padding, see `with_mask`. normalise: weighted means in
+    place of the release's sums.
     """
 
     needs_attention = True
@@ -117,8 +121,8 @@ class PruMerge(Compressor):
         top = ranked[:, : (n + 1) // 2]
         left = complement(top, ranked.shape[1])
         more = n - top.shape[1]
-        at = torch.div(torch.arange(more, device=left.device) * 2 + 1, 2 * max(more, 1) / left.shape[1]).long()
-        return torch.cat([top, left[:, at]], 1)
+        at = (torch.arange(more, device=left.device) + 0.5) * left.shape[1] / max(more, 1)
+        return torch.cat([top, left[:, at.long()]], 1)
 
     def one(self, features: Features) -> Tensor:
         """All tokens of a batch whose count is common to it."""
@@ -158,8 +162,9 @@ class Zipped(NamedTuple):
 class VisionZip(Compressor):
     """The class token and the patches it attends to most, then c tokens that gather the rest -> (b, V, d).
 
-    contextual: c, by default the paper's share (10 of 64). A tower without a class token gives one patch more in its place.
-    As released a contextual token is its target *plus* the mean of what joins it; normalise makes it the group's mean.
+    contextual: c, by default the paper's share (10 of 64). A tower without a class token gives one patch
+    more in its place. As released a contextual token is its target *plus* the mean of what joins it;
+    normalise makes it the group's mean.
     """
 
     needs_attention = True
@@ -174,7 +179,9 @@ class VisionZip(Compressor):
         self.contextual = contextual or max(1, round(self.tokens * 10 / 64))
         self.normalise = normalise
         if not 0 < self.contextual < self.tokens:
-            raise InputError(f"visionzip: contextual must be 1 to V - 1 = {self.tokens - 1}, got {contextual}")
+            raise InputError(
+                f"visionzip: contextual must be 1 to V - 1 = {self.tokens - 1}, got {contextual}"
+            )
 
     def zip(self, features: Features) -> Zipped:
         attention = features.attention.float().sum(1)  # (b, s)

@@ -1,7 +1,8 @@
 """QueCC (arXiv 2411.03312, section 4): window attention whose queries know the question.
 
-Reference implementation: https://github.com/locuslab/llava-token-compression (no licence; written from the paper and
-its description). Keys and values do not see the question, so an image asked m questions pays for them once.
+Reference implementation: https://github.com/locuslab/llava-token-compression (no licence; written from the
+paper and its description). Keys and values do not see the question, so an image asked m questions pays for
+them once.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ SOURCES = ("llm_last", "prompt_prefix", "embeddings")
 class QueCC(Windows):
     """(b, s, d), (b, s, d_levels) and a question -> (b, V, width); the projector follows.
 
-    question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question) for m
-    questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not given). kernel, stride: as the
-    release offers them, for its odd settings; both are k. project: append mlp2x to d_llm. Ablations: `question=False`,
+    question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m,
+    d_question) for m questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not
+    given). kernel, stride: as the release offers them, for its odd settings; both are k. project: append
+    mlp2x to d_llm. Ablations: `question=False`,
     `conv=False` (window mean), `levels=1` (keys and values from `last` alone), `heads=1`.
 
-    source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of the LLM
-    over the question alone (published); "prompt_prefix", the question stands before the image and its last hidden
-    state comes from the prompt's own prefix, whose cache is reused; "embeddings", no pass: question is the LLM's
-    input embeddings (b, q, d_llm) or (b, m, q, d_llm) with a mask alike, pooled here.
+    source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of
+    the LLM over the question alone (published); "prompt_prefix", the question stands before the image and
+    its last hidden state comes from the prompt's own prefix, whose cache is reused; "embeddings", no pass:
+    question is the LLM's input embeddings (b, q, d_llm) or (b, m, q, d_llm) with a mask alike, pooled here.
     """
 
     needs_question = True
@@ -56,16 +58,19 @@ class QueCC(Windows):
         self.query_in, self.query_out = nn.Linear(self.d, width), nn.Linear(width, width)
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         if conv:
-            depthwise = nn.Conv2d(width, width, self.kernel, self.stride, groups=width)
-            self.conv_weight = nn.Parameter(depthwise.weight.detach()[:, 0].permute(1, 2, 0).contiguous())  # (k, k, width)
+            depthwise = nn.Conv2d(width, width, self.kernel, groups=width)
+            kernel = depthwise.weight.detach()[:, 0].permute(1, 2, 0)  # (k, k, width)
+            self.conv_weight = nn.Parameter(kernel.contiguous())
             self.conv_bias = nn.Parameter(depthwise.bias.detach())
-        self.attend = WindowAttention(self.width_of("d_levels") if self.needs_levels else self.d, width, heads)
+        self.attend = WindowAttention(
+            self.width_of("d_levels") if self.needs_levels else self.d, width, heads
+        )
         self.project = mlp2x(width, self.width_of("d_llm"), self.d_llm) if project else nn.Identity()
         self.d_out = self.d_llm if project else width
         self.ends_at_llm = project
 
     def keys_values(self, features: Features) -> tuple[Tensor, tuple]:
-        """What does not depend on the question: the query MLP's first product (b, s, width), and keys and values."""
+        """What no question changes: the query MLP's first product (b, s, width), and keys and values."""
         return F.linear(features.last, self.query_in.weight), self.attend.keys_values(self.read(features))
 
     def read(self, features: Features) -> Tensor:
@@ -80,7 +85,7 @@ class QueCC(Windows):
         return question if question.dim() == 3 else question.unsqueeze(1)
 
     def queries(self, before: Tensor, question: Tensor | None) -> Tensor:
-        """The query MLP's first product (b, s, width) and questions (b, m, d_question) -> queries (b, m, V, width)."""
+        """The query MLP's first product (b, s, width), questions (b, m, d_question) -> (b, m, V, width)."""
         steer = self.query_in.bias
         if self.needs_question:  # W(x + t) + b = Wx + (Wt + b)
             steer = self.query_in(self.text_norm(self.text(question))).unsqueeze(2)  # (b, m, 1, width)
@@ -89,7 +94,7 @@ class QueCC(Windows):
         return self.downsample(z * inverse_sigma(z, self.query_norm.eps).unsqueeze(-1).to(z.dtype))
 
     def downsample(self, z: Tensor) -> Tensor:
-        """(b, m, s, width), normalised -> (b, m, V, width): the norm's affine map, then the depthwise convolution."""
+        """(b, m, s, width), normalised -> (b, m, V, width): the norm's affine map and the convolution."""
         b, m, s, width = z.shape
         g, n, k = self.grid, self.n, self.k
         scale, shift = self.query_norm.weight, self.query_norm.bias
@@ -111,7 +116,8 @@ class QueCC(Windows):
             return self.steer(features, question, kv)
         b, step = len(features), pieces(features, question, self.query_out.out_features)
         parts = [slice(i, i + step) for i in range(0, b, step)]
-        return torch.cat([self.steer(features[at], None if question is None else question[at]) for at in parts])
+        asked = [None if question is None else question[at] for at in parts]
+        return torch.cat([self.steer(features[at], ask) for at, ask in zip(parts, asked)])
 
     def steer(self, features: Features, question: Tensor | None, kv=None) -> Tensor:
         """Features of b images and their vectors (b, m, d_question) -> (b m, V, d_out)."""
@@ -127,9 +133,11 @@ class QueCC(Windows):
         return self.attend.where(self.queries(before, self.asked(question, mask)), kv)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Read a released QueCC projector: names `text_projection`, `q_proj`, `q_downsample`, `k_proj`, `clip_attn`, ...
+        """Read a released QueCC projector: names `text_projection`, `q_proj`, `q_downsample`, `k_proj`,
+        `clip_attn`, ...
 
-        With the release's prefix `0.` where its mlp2x follows as `1.` and `3.` (read when built with project=True).
+        With the release's prefix `0.` where its mlp2x follows as `1.` and `3.` (read when built with
+        project=True).
         """
         whole = Official(state, "QueCC")
         given = whole.under("0.") if "0.q_proj.0.weight" in whole else whole
@@ -143,12 +151,11 @@ class QueCC(Windows):
             self.conv_weight.copy_(given["q_downsample.weight"][:, 0].permute(1, 2, 0))
             self.conv_bias.copy_(given["q_downsample.bias"])
         if self.ends_at_llm:
-            ours = {"0": "1", "2": "3"}  # its position in the release's sequence
-            fill(self.project, {f"{i}.{p}": whole[f"{j}.{p}"] for i, j in ours.items() for p in ("weight", "bias")})
+            fill(self.project, whole.mlp2x(layers=(1, 3)))
 
 
 def pieces(features: Features, question: Tensor | None, width: int) -> int:
-    """Images to take at once: on a CPU, buffers of some 8 MB stay in its cache and are not fetched anew each time."""
+    """Images to take at once: on a CPU, buffers of some 8 MB are not fetched from the system anew."""
     b, s, _ = features.last.shape
     if features.last.device.type != "cpu":
         return b

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class QuestionPool(nn.Module):
-    """Embeddings (b, q, d) or (b, m, q, d), mask alike without d (True where real) -> (b, d_out) or (b, m, d_out).
+    """Embeddings (b, [m,] q, d), mask (b, [m,] q), True where real -> (b, [m,] d_out).
 
     `heads` weighted means side by side; the weights come from a word and its place (a learned table of
-    `longest` places, the last one serves what is beyond), so that "left of" and its operands can be told apart.
+    `longest` places, the last one serves what is beyond), so that "left of" and its operands can be told
+    apart.
     """
 
     def __init__(self, d: int, heads: int = 4, longest: int = 64):

@@ -17,7 +17,7 @@ from vtc.compressors.base import Compressor, Features, Official, fill
 
 
 def position_code(side: int, width: int) -> Tensor:
-    """Fixed 2-D code (side*side, width): half the channels for the column, half for the row, sines then cosines."""
+    """Fixed 2-D code (side*side, width): channels for the column, then the row, each sines then cosines."""
     if width % 4:
         raise InputError(f"a 2-D position code needs a width that 4 divides, got {width}")
     speeds = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
@@ -38,10 +38,10 @@ def resized(code: Tensor, grid: int) -> Tensor:
 
 
 class PackedAttention(nn.Module):
-    """Multi-head attention with one packed in-projection (query, key, value rows), heads in blocks of channels.
+    """Multi-head attention with one packed in-projection (query, key, value rows), heads in blocks.
 
-    With few queries the key and value maps are applied on the query's side (see `windowed`), which gives the same
-    output for less. The key bias is kept for loading; it cannot change the output.
+    With few queries the key and value maps are applied on the query's side (see `windowed`), which gives the
+    same output for less. The key bias is kept for loading; it cannot change the output.
     """
 
     def __init__(self, width: int, heads: int):
@@ -122,8 +122,8 @@ class Resampler(Compressor):
 class MQT(Resampler):
     """The first V of up to 256 ordered queries -> (b, V, d_llm): one set of weights for every V (`at`).
 
-    keys="static", as released: keys are the position codes alone, so the attention map is the same for every image
-    (a learned spatial pooling). keys="content": the patch is added to its code before the key norm.
+    keys="static", as released: keys are the position codes alone, so the attention map is the same for every
+    image (a learned spatial pooling). keys="content": the patch is added to its code before the key norm.
     """
 
     ends_at_llm = True
@@ -167,8 +167,9 @@ class MQT(Resampler):
 class LLaVAMini(Resampler):
     """C x C learned queries over the patches -> (b, C*C, d); the projector follows. C = 1 is the paper's.
 
-    The query's code is added after its norm, and the key's code is the tiny C x C code blown up: at C = 1 it is one
-    constant and says nothing of position. `PreFusion` is the paper's second half, which reads all patches.
+    The query's code is added after its norm, and the key's code is the tiny C x C code blown up: at C = 1 it
+    is one constant and says nothing of position. `PreFusion` is the paper's second half, which reads all
+    patches.
     """
 
     eps = 1e-5
@@ -200,8 +201,9 @@ class LLaVAMini(Resampler):
 class Perceiver(Resampler):
     """V learned queries over mapped patches -> (b, V, d): content-keyed, the control for MQT.
 
-    depth=0: one cross-attention, `Q = LN(q) + p`, `K = LN(Wx) + p`, `U = LN(Wx)`, a linear map after (Qwen-VL).
-    depth=L: then L blocks of self-attention, cross-attention and MLP, each residual with its norm before (Flamingo).
+    depth=0: one cross-attention, `Q = LN(q) + p`, `K = LN(Wx) + p`, `U = LN(Wx)`, a linear map after
+    (Qwen-VL). depth=L: then L blocks of self-attention, cross-attention and MLP, each residual with its norm
+    before (Flamingo).
     """
 
     def __init__(self, *, heads: int = 8, depth: int = 0, **shape):

@@ -1,11 +1,13 @@
-"""Compressors without weights that need nothing but the last layer: none, identity, pooling before the projector.
+"""Compressors that read the last layer alone: none, identity, pooling before and after the projector.
 
-`pool_after` is M3's (arXiv 2405.17430, section 3): the projector runs on every patch, then windows are averaged.
+`pool_after` is M3's (arXiv 2405.17430, section 3): the projector runs on every patch, then windows are
+averaged.
 """
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 from vtc.compressors.base import Compressor, Features, Official, Windows, fill, mean_pool, mlp2x
@@ -48,8 +50,8 @@ class Pool(Windows):
 class PoolAfter(Windows):
     """M3: mlp2x on every patch (d -> d_llm), then the mean of each window; ends at the LLM's width.
 
-    One set of weights serves every V (`at`), which is what M3's nested training uses: the loss is the mean of the
-    LLM's loss over several V. Differs from `Pool` because the GELU stands between.
+    One set of weights serves every V (`at`), which is what M3's nested training uses: the loss is the mean
+    of the LLM's loss over several V. Differs from `Pool` because the GELU stands between.
     """
 
     ends_at_llm = True
@@ -65,12 +67,11 @@ class PoolAfter(Windows):
 
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read LLaVA's `mlp2x_gelu` projector, names `0.*` and `2.*`."""
-        given = Official(state, "PoolAfter")
-        fill(self.project, {f"{i}.{part}": given[f"{i}.{part}"] for i in (0, 2) for part in ("weight", "bias")})
+        fill(self.project, Official(state, "PoolAfter").mlp2x())
 
 
 def given_tokens(patches: int, asked: int) -> int:
-    """How many tokens M3's release gives when `asked` for some number: the window side is cut to a whole number."""
-    side = torch.tensor(patches).sqrt().long().item()
+    """Tokens M3's release gives when `asked` for some number: it cuts the window's side to a whole one."""
+    side = math.isqrt(patches)
     window = int((patches / asked) ** 0.5)
     return ((side - window) // window + 1) ** 2

@@ -1,7 +1,8 @@
-"""QueCC's speed against the published algorithm run as published: `python -m vtc.compressors.speed`, JSON on stdout.
+"""QueCC's speed against the published algorithm run as published: `python -m vtc.compressors.speed`, JSON on
+stdout.
 
-Both run in turn in one process with the same weights, so the ratios hold on a busy machine; the LLM's question pass is in
-neither. Outputs are compared first.
+Both run in turn in one process with the same weights, so the ratios hold on a busy machine; the LLM's
+question pass is in neither. Outputs are compared first.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def median_ratio(slow, fast, turns: int) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def compare(tokens: int, b=8, grid=24, d=1024, d_levels=4096, d_question=4096, questions=8, turns=5) -> dict:
-    """One V: seconds and ratios for one question, for several an image, and for bfloat16; largest difference."""
+    """One V: seconds and ratios for one question, for several an image, and for bfloat16; largest
+    difference."""
     torch.manual_seed(0)
     old = Published(d, d_levels, d_question, grid, grid // int(tokens**0.5)).eval()
     new = build("quecc", tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_question=d_question).eval()
@@ -92,14 +94,18 @@ def compare(tokens: int, b=8, grid=24, d=1024, d_levels=4096, d_question=4096, q
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vtc.compressors.speed", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vtc.compressors.speed", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 36])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
     rows = [compare(v, b=args.batch, questions=args.questions, turns=args.turns) for v in args.tokens]
-    print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}, indent=1))
+    print(
+        json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}, indent=1)
+    )
 
 
 if __name__ == "__main__":

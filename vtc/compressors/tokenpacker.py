@@ -29,9 +29,9 @@ def middle(x: Tensor, n: int) -> Tensor:
 class TokenPacker(Windows):
     """(b, s, d) and (b, s, d_levels) -> (b, V, d_llm); ends at the LLM's width, no projector follows.
 
-    width: of the attention (d where not given). antialias: queries from the mean of the window in place of its
-    middle. The weights do not depend on V (`at`). Starts like the release: normal, standard deviation .02 at width
-    1024, scaled with the width elsewhere so that the outputs keep their size.
+    width: of the attention (d where not given). antialias: queries from the mean of the window in place of
+    its middle. The weights do not depend on V (`at`). Starts like the release: normal, standard deviation
+    .02 at width 1024, scaled with the width elsewhere so that the outputs keep their size.
     """
 
     needs_levels = True
@@ -66,9 +66,10 @@ class TokenPacker(Windows):
         return self.attend.where(self.queries(features), self.attend.keys_values(features.levels))
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Read a released TokenPacker projector (names `q_proj_1`, `k_proj_1`, `ln_q_1`, `clip_attn`, `mlp`, ...)."""
+        """Read a released TokenPacker projector (names `q_proj_1`, `k_proj_1`, `ln_q_1`, `clip_attn`, `mlp`,
+        ...)."""
         given = Official(state, "TokenPacker")
         fill(self.query, given.linear("q_proj_1", bias=False))
         fill(self.query_norm, given.linear("ln_q_1"))
         fill(self.attend, self.attend.official(given, "k_proj_1", "ln_k_1", "v_proj_1", "ln_v_1"))
-        fill(self.project, {f"{i}.{part}": given[f"mlp.{i}.{part}"] for i in (0, 2) for part in ("weight", "bias")})
+        fill(self.project, given.mlp2x("mlp."))

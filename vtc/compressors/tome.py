@@ -83,7 +83,7 @@ def unmerge(x: Tensor, matching: Matching) -> Tensor:
 
 
 def schedule(layers: int, r) -> list[int]:
-    """Merges per layer from ToMe's short forms: a number, (mean, slope in -1..1), or a list that zeros fill up."""
+    """Merges per layer from ToMe's short forms: a number, (mean, slope in -1..1), or a list to fill up."""
     if isinstance(r, list):
         return r + [0] * (layers - len(r))
     mean, slope = r if isinstance(r, tuple) else (r, 0)
@@ -93,7 +93,7 @@ def schedule(layers: int, r) -> list[int]:
 
 
 class Merging(NamedTuple):
-    """What repeated merging left: tokens (b, V, d), sizes (b, V, 1), output position of each patch, r of each step."""
+    """What repeated merging left; `groups` is the output position of each patch, `steps` each step's r."""
 
     tokens: Tensor
     size: Tensor
@@ -120,7 +120,7 @@ def merge_to(x: Tensor, tokens: int, metric: Tensor | None = None) -> Merging:
 
 
 class ToMe(Compressor):
-    """Patches merged by similarity until V are left, by keys where the tower gives them, else by the features."""
+    """Patches merged by similarity, of keys where the tower gives them, else of features, until V remain."""
 
     nested = True
 
@@ -139,8 +139,9 @@ class ToMe(Compressor):
 class TowerAttention(nn.Module):
     """A tower layer's attention that also gives what the selectors read: the class row and the key metric.
 
-    (b, t, d) -> output (b, t, d), class token's attention (b, heads, t), metric (b, t, d / heads), the mean of the keys
-    over heads. size (b, t, 1): its logarithm is added to the scores (ToMe's proportional attention).
+    (b, t, d) -> output (b, t, d), class token's attention (b, heads, t), metric (b, t, d / heads), the mean
+    of the keys over heads. size (b, t, 1): its logarithm is added to the scores (ToMe's proportional
+    attention).
     """
 
     def __init__(self, width: int, heads: int):
@@ -160,7 +161,8 @@ class TowerAttention(nn.Module):
         return out, weights[:, :, 0], k.mean(1)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Names of timm (`qkv`, `proj`) or of transformers' CLIP (`q_proj`, `k_proj`, `v_proj`, `out_proj`)."""
+        """Names of timm (`qkv`, `proj`) or of transformers' CLIP (`q_proj`, `k_proj`, `v_proj`,
+        `out_proj`)."""
         if "qkv.weight" in state:
             self.load_state_dict(state)
             return

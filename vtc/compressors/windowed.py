@@ -1,10 +1,12 @@
 """Attention of a window's token to the window's own patches, shared by QueCC and TokenPacker.
 
-Published (arXiv 2411.03312 section 4.2 and 2407.02392 section 3.2): keys and values are LN(MLP(levels)), then a
-multi-head attention with its own in and out projections runs inside each window. Here the key and value
-in-projections move to the query's side. With one query a window, `q_h . (W_h z)` costs less as `(W_h' q_h) . z`, and
-`sum_j a_j (W_h z_j)` as `W_h (sum_j a_j z_j)`: 2 d^2 operations a patch become a few d. The norms' affine maps go the same
-way, and what is constant over the keys (their biases) leaves the softmax. Same outputs, fewer operations.
+Published (arXiv 2411.03312 section 4.2 and 2407.02392 section 3.2): keys and values are LN(MLP(levels)),
+then a multi-head attention with its own in and out projections runs inside each window. Here the key and
+value in-projections move to the query's side. With one query a window, `q_h . (W_h z)` costs less as `(W_h'
+q_h) . z`, and
+`sum_j a_j (W_h z_j)` as `W_h (sum_j a_j z_j)`: 2 d^2 operations a patch become a few d. The norms' affine
+maps go the same way, and what is constant over the keys (their biases) leaves the softmax. Same outputs,
+fewer operations.
 """
 
 from __future__ import annotations
@@ -17,20 +19,25 @@ from torch import Tensor, nn
 
 from vtc.compressors.base import Official, unwindows, windows
 
+FOLD = 512  # width from which folding the second map pays
+
 
 class WindowAttention(nn.Module):
     """Keys and values of the patches (b, s, d_levels), queries (b, m, v, width) -> (b, m, v, width).
 
-    `m` sets of queries (questions) share the keys and values. Two biases of the releases, of the key norm and the
-    key in-projection, are not kept: they cannot change the output.
+    `m` sets of queries (questions) share the keys and values. Two biases of the releases, of the key norm
+    and the key in-projection, are not kept: they cannot change the output.
     """
 
-    def __init__(self, d_levels: int, width: int, heads: int = 8, std: float | None = None, eps: float = 1e-6):
+    def __init__(
+        self, d_levels: int, width: int, heads: int = 8, std: float | None = None, eps: float = 1e-6
+    ):
         super().__init__()
-        self.heads, self.eps = heads, eps
+        self.heads, self.eps, self._folded = heads, eps, None
         self.kv_in = nn.Linear(d_levels, 2 * width)
         second = nn.Linear(2 * width, width)  # drawn as two linear maps (out, in) below
-        self.kv_weight = nn.Parameter(second.weight.detach().view(width, 2, width).permute(1, 2, 0).contiguous() * 2**0.5)
+        maps = second.weight.detach().view(width, 2, width).permute(1, 2, 0)  # (key or value, in, out)
+        self.kv_weight = nn.Parameter(maps.contiguous() * 2**0.5)
         self.kv_bias = nn.Parameter(torch.zeros(2, 1, width).uniform_(-(width**-0.5), width**-0.5))
         self.key_scale, self.value_scale = (nn.Parameter(torch.ones(width)) for _ in range(2))
         self.value_shift = nn.Parameter(torch.zeros(width))
@@ -49,17 +56,48 @@ class WindowAttention(nn.Module):
                 self.kv_bias.zero_()
 
     def keys_values(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, s, d_levels) -> keys and values before their norms' division (2, b, s, width), and 1 / sigma (2, b, s).
+        """(b, s, d_levels) -> keys and values before their norms' division (2, b, s, width), and 1 / sigma
+        (2, b, s).
 
-        The second map is centred over its outputs, so their mean is 0 and the norm is one division, made on the scores
-        and the weights in place of the patches. No question is in them.
+        The second map is centred over its outputs, so their mean is 0 and the norm is one division, made on
+        the scores and the weights in place of the patches. Where `folds`, its inputs are given in place of
+        its outputs, whose norm is all that is needed of them. No question is in them.
         """
         b, s, _ = levels.shape
         width = self.q.in_features
         hidden = F.gelu(self.kv_in(levels)).view(b * s, 2, width).transpose(0, 1)  # (2, b s, width)
-        weight, bias = (part - part.mean(-1, keepdim=True) for part in (self.kv_weight, self.kv_bias))
+        if self.folds(levels):
+            sums = sum(y.square_().sum(-1) for y in triangular(hidden, self.folded()[0]))
+            inverse = (sums / width + self.eps).rsqrt_()
+            return hidden.view(2, b, s, width), inverse.view(2, b, s)
+        weight, bias = self.centred()
         z = torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
         return z.view(2, b, s, width), inverse_sigma(z, self.eps).view(2, b, s)
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """The second maps (2, in, out) and biases (2, 1, out) whose outputs have mean 0."""
+        return tuple(part - part.mean(-1, keepdim=True) for part in (self.kv_weight, self.kv_bias))
+
+    def folds(self, x: Tensor) -> bool:
+        """Whether the second map is folded into its neighbours: wide, float32, without gradients."""
+        if self.q.in_features < FOLD or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return False
+        return not torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
+
+    def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """R (2, width, width + 1), with |R [h; 1]| the norm of the second map's output, and the maps (with
+        their constants) that take h in its place: key (width, width), (width,); value likewise. Kept until
+        weights change."""
+        parts = (self.kv_weight, self.kv_bias, self.key_scale, self.value_scale, self.k_weight, self.v.weight)
+        state = tuple((part.data_ptr(), part._version) for part in parts)
+        if self._folded is None or self._folded[0] != state:
+            weight, bias = (part.double() for part in self.centred())
+            r = torch.linalg.qr(torch.cat([weight, bias], 1).transpose(1, 2), mode="r").R
+            to_key, to_value = self.k_weight * self.key_scale, self.v.weight * self.value_scale
+            maps = [to_key.double() @ weight[0].T, to_key.double() @ bias[0, 0]]
+            maps += [to_value.double() @ weight[1].T, to_value.double() @ bias[1, 0]]
+            self._folded = state, tuple(part.float() for part in (r, *maps))
+        return self._folded[1]
 
     def forward(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """queries (b, m, v, width), kv from `keys_values` -> (b, m, v, width)."""
@@ -67,9 +105,17 @@ class WindowAttention(nn.Module):
         z, inverse = self.windows(kv, v)
         weights = self.weights(queries, z[0], inverse[0]) * inverse[1]  # (b v, m heads, k k)
         mixed = (weights.to(z.dtype) @ z[1]).view(b, v, m, self.heads, width)
-        mixed = mixed * self.value_scale + self.value_shift  # (b, v, m, heads, width)
-        values = self.v.weight.view(self.heads, -1, width)
-        heads = torch.einsum("bvmhw,hcw->bmvhc", mixed, values.to(mixed.dtype))
+        if self.folds(z):
+            values, constant = self.folded()[3:]
+            total = weights.sum(-1).view(b, v, m, self.heads, 1).transpose(1, 2)
+            constant = total * constant.view(self.heads, -1) + F.linear(self.value_shift, self.v.weight).view(
+                self.heads, -1
+            )
+        else:
+            mixed = mixed * self.value_scale + self.value_shift  # (b, v, m, heads, width)
+            values, constant = self.v.weight, 0
+        values = values.view(self.heads, -1, width).to(mixed.dtype)
+        heads = torch.einsum("bvmhw,hcw->bmvhc", mixed, values) + constant
         return self.out(heads.reshape(b, m, v, width) + self.v.bias)
 
     def windows(self, kv: tuple[Tensor, Tensor], v: int) -> tuple[Tensor, Tensor]:
@@ -80,20 +126,25 @@ class WindowAttention(nn.Module):
         return windows(z, n).flatten(1, 2), inverse.transpose(2, 3)
 
     def alone(self, levels: Tensor) -> Tensor:
-        """One patch a window (V = s): its only weight is 1 whatever the query asks, so no query or key is needed."""
+        """One patch a window (V = s): its only weight is 1 whatever the query asks, so no query or key is
+        needed."""
         width = self.q.in_features
         hidden = F.gelu(F.linear(levels, self.kv_in.weight[width:], self.kv_in.bias[width:]))
         z = F.layer_norm(hidden @ self.kv_weight[1] + self.kv_bias[1], (width,), eps=self.eps)
         return self.out(self.v(z * self.value_scale + self.value_shift))  # (b, s, width)
 
     def weights(self, queries: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-        """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), rows add up to 1."""
+        """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), rows add up to
+        1."""
         b, m, v, width = queries.shape
         c = width // self.heads
         q = (self.q(queries) * c**-0.5).view(b, m, v, self.heads, c)
-        w = self.k_weight.view(self.heads, c, width).to(q.dtype)
-        moved = torch.einsum("bmvhc,hcw->bvmhw", q, w) * self.key_scale.to(q.dtype)
+        keys, constant = self.folded()[1:3] if self.folds(z) else (self.k_weight * self.key_scale, None)
+        moved = torch.einsum("bmvhc,hcw->bvmhw", q, keys.view(self.heads, c, width).to(q.dtype))
         scores = moved.reshape(b * v, m * self.heads, width) @ z.transpose(1, 2)
+        if constant is not None:
+            each = (q * constant.view(self.heads, c)).sum(-1)  # (b, m, v, heads)
+            scores = scores + each.transpose(1, 2).reshape(b * v, m * self.heads, 1)
         return torch.softmax(scores * inverse, -1)
 
     def where(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
@@ -102,8 +153,11 @@ class WindowAttention(nn.Module):
         z, inverse = self.windows(kv, v)
         return unwindows(self.weights(queries, z[0], inverse[0]).mean(1).view(b, v, -1), math.isqrt(v))
 
-    def official(self, given: Official, key: str, key_norm: str, value: str, value_norm: str) -> dict[str, Tensor]:
-        """Tensors of a release by own names: `key`, `value` are prefixes of MLPs, `clip_attn` the attention."""
+    def official(
+        self, given: Official, key: str, key_norm: str, value: str, value_norm: str
+    ) -> dict[str, Tensor]:
+        """Tensors of a release by own names: `key`, `value` are prefixes of MLPs, `clip_attn` the
+        attention."""
         q, k, v = given["clip_attn.in_proj_weight"].chunk(3)
         q_bias, _, v_bias = given["clip_attn.in_proj_bias"].chunk(3)
         return {
@@ -125,6 +179,16 @@ class WindowAttention(nn.Module):
 
 
 def inverse_sigma(z: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(z^2) + eps) over the last axis: all of a layer norm where the mean is 0 by construction."""
+    """1 / sqrt(mean(z^2) + eps) over the last axis: all of a layer norm where the mean is 0 by
+    construction."""
     norm = torch.linalg.vector_norm(z, dim=-1).float()
     return (norm.square() / z.shape[-1] + eps).rsqrt()
+
+
+def triangular(x: Tensor, r: Tensor, blocks: int = 4):
+    """R [x; 1] for x (2, n, d) and R (2, d, d + 1) upper triangular, in blocks of rows, of which zeros are
+    left out."""
+    d = x.shape[-1]
+    for start in range(0, d, d // blocks):
+        rows = r[:, start : start + d // blocks]
+        yield torch.baddbmm(rows[:, None, :, d], x[..., start:], rows[..., start:d].transpose(1, 2))

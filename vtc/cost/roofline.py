@@ -95,22 +95,26 @@ def latency(pipe: Pipeline, device: Hardware, V, Q, G=1, batch=1, q=None, images
 
 
 def fit_shares(flops, moved, measured, device: Hardware, dtype: str = "bf16") -> tuple[Hardware, float]:
-    """The two shares under which roofline seconds lie nearest to measured ones (least |log ratio|).
+    """The two shares under which roofline seconds lie nearest to measured ones (least mean |log ratio|).
 
-    Arrays of equal length -> the device with its shares, and the median of |predicted / measured - 1|.
+    flops, moved: (n,), or (n, k) where a measured time is the sum of k stages; measured: (n,) seconds.
+    Returns the device with its shares, and the median of |predicted / measured - 1|.
     """
-    work, measured = Work(np.asarray(flops, float), np.asarray(moved, float)), np.asarray(measured, float)
+    measured = np.asarray(measured, float)
+    work = Work(*(np.asarray(x, float).reshape(len(measured), -1) for x in (flops, moved)))  # (n, k)
+
+    def predicted(c, b):  # shares (...,) -> (..., n)
+        shared = device.with_shares(*(np.asarray(x)[..., None, None] for x in (c, b)))
+        return seconds(work, shared, dtype).sum(-1)
+
     centre, width = np.log([0.5, 0.5]), 2.5
     for _ in range(6):  # a grid that closes in: the objective is piecewise smooth and cheap
-        axis = np.linspace(-width, width, 21)
-        grid = centre[:, None] + axis
-        c, b = (np.exp(g) for g in np.meshgrid(*grid, indexing="ij"))
-        took = seconds(work, device.with_shares(c[..., None], b[..., None]), dtype)
-        miss = np.abs(np.log(took / measured)).mean(axis=-1)
+        grid = centre[:, None] + np.linspace(-width, width, 21)
+        miss = np.abs(np.log(predicted(*np.exp(np.meshgrid(*grid, indexing="ij"))) / measured)).mean(-1)
         i, j = np.unravel_index(np.argmin(miss), miss.shape)
         centre, width = np.array([grid[0, i], grid[1, j]]), width / 4
-    fitted = device.with_shares(*(float(x) for x in np.exp(centre)))
-    return fitted, float(np.median(np.abs(seconds(work, fitted, dtype) / measured - 1)))
+    shares = [float(x) for x in np.exp(centre)]
+    return device.with_shares(*shares), float(np.median(np.abs(predicted(*shares) / measured - 1)))
 
 
 def largest_batch(pipe: Pipeline, device: Hardware, V, Q, G=1, images=1):

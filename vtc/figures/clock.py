@@ -31,7 +31,10 @@ def _title(text: str, clock: pd.DataFrame, p: Profile) -> alt.TitleParams:
 def _named(clock: pd.DataFrame) -> pd.DataFrame:
     """Rows with a time, V as a number, and LLM names ordered by size as they will be shown."""
     rows = bench.ok(clock).drop(columns="V", errors="ignore").rename(columns={"tokens": "V"})
-    return rows.assign(LLM=rows["llm"].str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1])
+    way = rows["compressor"] + np.where(rows["question"] == "paid", "", " (" + rows["question"] + ")")
+    return rows.assign(
+        LLM=rows["llm"].str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1], compressor=way
+    )
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
@@ -156,9 +159,9 @@ def pays(
 ) -> pd.DataFrame:
     """The smallest batch at which one token for V brings the first sooner by `saving`, by device and N.
 
-    Counted floors from features on; rows without such a batch (up to 4096) are left out.
+    Counted floors from features on; rows without such a batch (up to 256) are left out.
     """
-    V, batch = np.unique(np.geomspace(2, 576, 60).round())[:, None], 2.0 ** np.arange(0, 12.01, 0.125)
+    V, batch = np.unique(np.geomspace(2, 576, 60).round())[:, None], np.arange(1.0, 257)
     out = []
     for name in devices:
         for shape in cost.QWEN15:
@@ -259,17 +262,16 @@ def paper_seconds(
 
 
 def own_seconds(clock: pd.DataFrame, errors: pd.DataFrame, family: str = "reasoning") -> pd.DataFrame:
-    """This project's own errors (mean over seeds) beside milliseconds clocked here for the same LLM and V."""
-    rows = _named(clock)
-    ttft = (
-        rows[(rows["stage"] == "ttft") & (rows["repeat"] == 0)]
-        .groupby(["LLM", "V", "batch"])["median_ms"]
-        .first()
-    )
-    mean = errors.groupby(["size", "V"])[f"error_{family}"].mean().rename("error").reset_index()
-    both = mean.merge(ttft.reset_index(), left_on=["size", "V"], right_on=["LLM", "V"])
-    both = both.assign(ms=both["median_ms"] / both["batch"], N=both["size"])
-    return _undominated(both[["N", "V", "error", "batch", "ms"]], ["batch"])
+    """This project's own errors (mean over seeds) beside milliseconds clocked here for the same N and V."""
+    score, key = f"error_{family}", ["N", "V"]
+    if errors.empty or score not in errors:
+        return pd.DataFrame(columns=["N", "V", "error", "batch", "ms", "frontier"])
+    timed = _named(clock)
+    timed = timed[(timed["stage"] == "ttft") & (timed["repeat"] == 0)].astype({"N": int, "V": int})
+    ttft = timed.groupby(["LLM", *key, "batch"])["median_ms"].first().reset_index()
+    mean = errors.astype({"N": int, "V": int}).groupby(key)[score].mean().rename("error").reset_index()
+    both = mean.merge(ttft, on=key)
+    return _undominated(both.assign(ms=both["median_ms"] / both["batch"], N=both["LLM"]), ["batch"])
 
 
 def _undominated(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -191,9 +191,13 @@ def own_sweep(rows, families=("reasoning", "ocr"), law: str = "offset") -> dict[
     return fits
 
 
-def own_table(fits: dict[str, Fit], Q: float = 10.0):
-    """Every law on this project's points (V > 0), by family, best AICc first; V* at Q text tokens."""
-    rows = []
+def own_table(fits: dict[str, Fit], Q: float | None = None):
+    """Every law on this project's points (V > 0), by family, best AICc first; V* at Q text tokens.
+
+    Q defaults to the mean length of the sweep's own questions.
+    """
+    rows, seen = [], [f.points.Q.mean() for f in fits.values()]
+    Q = (round(float(np.mean(seen))) if seen else 10) if Q is None else Q
     for name, f in fits.items():
         with suppress(InputError):
             rows += [{"family": name} | row for row in compare(f.points, Q)]

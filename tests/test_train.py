@@ -1,0 +1,173 @@
+"""Training: a killed stage ends as an unbroken one; one cell through the whole path; scores; bad cases in one line."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vtc
+from vtc import data, evaluate, profiles, sweep, tower, train
+from vtc.loop import Stage, fit
+from vtc.vlm import make_llm, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The smoke profile with a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VTC_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield profiles.get("smoke")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4, 7])
+def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
+    size = profiles.LLMSize("t", d=16, layers=1, heads=1, d_ff=32)
+    tokenizer = make_tokenizer()
+    scenes = data.make_scenes(8, "train", seed=0)
+    told = [data.in_words(scenes, i) for i in range(8)]
+    bank = train.Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, told)
+    stage = Stage("text", 8, 3e-3, ("llm",), 3)
+
+    def run(folder, stop=None):
+        torch.manual_seed(0)
+        model = train.TextModel(make_llm(size, len(tokenizer)), tokenizer)
+
+        def batch(step):
+            if step == stop:
+                raise Killed
+            return (bank.draw(4, 3, np.random.default_rng(step))[0],)
+
+        fit(model, stage, batch, folder)
+        return model.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", stop=stopped_at)
+    again = run(tmp_path / "parts")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_one_cell_through_the_whole_path(smoke):
+    """Real classes at toy size: tower, text stage, align, instruct, answers, row; the same row twice."""
+    case = {"size": "xs", "V": 16, "compressor": "tokenpacker", "seed": 0}
+    row = sweep.measure(smoke, case)
+    assert row["questions"] == len(evaluate.questions(smoke)) == len(sweep.unpacked(row["scores"]))
+    assert row["N"] == sum(
+        p.numel() for n, p in make_llm(smoke.size("xs"), 9).named_parameters() if "embed" not in n
+    )
+    same = ("loss", "scores", "error_reasoning", "error_ocr")
+    again = sweep.measure(smoke, case)
+    assert [row[k] for k in same] == [again[k] for k in same]
+
+
+def test_training_lowers_the_loss(smoke):
+    """Thirty steps on eight scenes: far below the loss of guessing among all words."""
+    tokenizer = make_tokenizer()
+    scenes = data.make_scenes(8, "train", seed=0)
+    bank = train.Bank(
+        data.ask(scenes, ("digits", "max"), "text", 0),
+        tokenizer,
+        [data.in_words(scenes, i) for i in range(8)],
+    )
+    torch.manual_seed(0)
+    model = train.TextModel(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
+    stage = Stage("text", 30, 3e-3, ("llm",), 1000)
+    notes = fit(model, stage, lambda step: (bank.draw(8, 2, np.random.default_rng(step))[0],), None)
+    assert notes["loss"] < 0.5 * np.log(len(tokenizer))
+
+
+def test_the_bank_packs_what_it_was_given():
+    tokenizer = make_tokenizer()
+    questions = [
+        data.Question(0, "x", "how many digits ?", "3"),
+        data.Question(0, "y", "read the digits ?", "1 2 3"),
+    ]
+    bank = train.Bank(questions, tokenizer)
+    packed = bank.pack([[0, 1]], np.zeros(1, int))
+    assert tokenizer.decode(packed.ids[0]) == "how many digits ? 3 <end> read the digits ? 1 2 3 <end>"
+    assert packed.segment[0].tolist() == [0] * 6 + [1] * 8
+    assert packed.position[0].tolist() == [*range(6), *range(8)]
+    said = [
+        tokenizer.decode(packed.ids[0][(packed.weight[0] > 0) & (packed.segment[0] == k)]) for k in (0, 1)
+    ]
+    assert said == ["3 <end>", "1 2 3 <end>"]
+    assert packed.weight.sum() == pytest.approx(2)
+    assert [tokenizer.decode(q, skip_special_tokens=True) for q in packed.questions[0]] == [
+        "how many digits ?",
+        "read the digits ?",
+    ]
+
+
+@pytest.mark.parametrize(
+    "said, right, similarity",
+    [("1 2 3", "1 2 3", 1), ("", "1 2", 0), ("1 3", "1 2 3", 2 / 3), ("3 2 1", "1 2 3", 1 / 3), ("", "", 1)],
+)
+def test_edit_similarity_by_hand(said, right, similarity):
+    assert evaluate.edit_similarity(said, right) == pytest.approx(similarity)
+
+
+def test_packed_scores_come_back():
+    scores = [0.0, 1.0, 0.5, 0.05, 0.95]
+    assert sweep.unpacked(sweep.packed(scores)) == pytest.approx(scores)
+
+
+def test_errors_average_tasks_not_questions():
+    asked = [data.Question(0, t, "?", "a") for t in data.TASKS] + [data.Question(0, "max", "?", "a")] * 3
+    scores = [float(q.task == "max") for q in asked]
+    row = evaluate.errors(asked, scores)
+    assert row["error_reasoning"] == pytest.approx(1 - 1 / len(data.REASONING)) and row["error_ocr"] == 1
+
+
+def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
+    cached = tower.features(smoke, "test")
+    images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
+    with torch.no_grad():
+        fresh = tower.pretrained(smoke)(images)
+    assert torch.allclose(cached.levels[:3].float(), fresh.levels, atol=0.1, rtol=0.05)  # the cache is bf16
+    assert torch.equal(cached.last, cached.levels[..., -smoke.tower.d :])
+
+
+def vtc_says(*words, env=None):
+    done = subprocess.run([sys.executable, "-m", "vtc", *words], capture_output=True, text=True, env=env)
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--profile", "large"], "smoke, laptop, gpu, paper"),
+        (["--compressor", "magic"], "tokenpacker"),
+        (["--tokens", "5"], "1, 4, 9, 16, 36, 144"),
+        (["--size", "xxl"], "xs, s, m, l"),
+        (["--data", "none.json", "--images", "."], "none.json"),
+        (["--data", "none.json", "--images", "nowhere"], "image folder is not there"),
+    ],
+)
+def test_bad_words_get_one_line_and_exit_code_2(words, said, tmp_path):
+    code, text = vtc_says("train", *words)
+    assert code == 2 and said in text and "\n" not in text
+
+
+def test_own_images_train_save_and_answer(smoke, tmp_path, monkeypatch):
+    """LLaVA's format in, a saved model out, its answers scored: the door for people's own images."""
+    turns = [{"from": "human", "value": "<image>\nwhat color ?"}, {"from": "gpt", "value": "red"}]
+    entries = []
+    for i in range(6):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / f"{i}.png")
+        entries.append({"image": f"{i}.png", "conversations": turns})
+    (tmp_path / "talk.json").write_text(json.dumps(entries))
+    said = data.read_llava(tmp_path / "talk.json", tmp_path)
+    p = replace(smoke, recipe=replace(smoke.recipe, align_steps=2, instruct_steps=25, pack=2))
+    model, _ = train.train_own(p, train.Case("xs", 4, "quecc", 0), said)
+    model.save_pretrained(tmp_path / "model")
+    row = evaluate.own(vtc.vlm.VLM.from_pretrained(tmp_path / "model"), said)
+    assert row["questions"] == 6 and row["exact"] == 1.0  # every answer is "red"

@@ -1,0 +1,90 @@
+"""Many cells under one recipe: which LLMs at which V by which compressors, from which seeds; rows as they come."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from vtc import InputError, profiles, records, train
+from vtc.evaluate import answers, errors, questions, score
+from vtc.profiles import Profile
+
+STEM, ZOO = "02_errors", "05_zoo"  # the sweep over N and V, and the compressors side by side
+
+
+def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
+    """Every LLM at every V, the longest first; TokenPacker as in the paper's scaling runs."""
+    return [
+        {"size": size.name, "V": V, "compressor": compressor, "seed": seed}
+        for seed in p.seeds
+        for size in reversed(p.sizes)
+        for V in reversed(p.V)
+    ]
+
+
+def zoo(p: Profile, names: tuple[str, ...] = ("pool", "quecc")) -> list[dict]:
+    """These compressors at few tokens with one LLM, and every patch handed to the largest (identity)."""
+    largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
+    small = [
+        {"size": p.zoo_size, "V": V, "compressor": name} for V in reversed(p.zoo_V) for name in reversed(names)
+    ]
+    return [case | {"seed": seed} for seed in p.seeds for case in (largest, *small)]
+
+
+def parts(p: Profile) -> pd.DataFrame:
+    """The tower and the text-trained LLMs, trained where they are not yet: one row each."""
+    return records.table("02_parts", p, train.parts(p), partial(train.part, p), workers=p.workers)
+
+
+def table(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
+    """The rows of these cells; those not there yet are trained and asked, several side by side."""
+    return records.table(stem, p, cases, partial(measure, p), workers=p.workers)
+
+
+def measure(p: Profile, case: dict) -> dict[str, object]:
+    """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer."""
+    case = train.Case(**case)
+    train.check(p, case)
+    model, notes = train.train(p, case)
+    asked = questions(p)
+    scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
+    lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
+    shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
+    row = {"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes}
+    return row | {"scores": packed(scores)}
+
+
+def packed(scores: list[float]) -> str:
+    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; rows can be paired by question."""
+    return "".join(chr(ord("a") + round(20 * s)) for s in scores)
+
+
+def unpacked(text: str) -> np.ndarray:
+    """What `packed` wrote, to the nearest twentieth."""
+    return (np.frombuffer(text.encode(), np.uint8).astype(float) - ord("a")) / 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop it and start it again as you like."""
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument("--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)")
+    parser.add_argument("--zoo", action="store_true", help="the compressors of notebook 05 in place of the sweep")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what is missing, and say how many rows there are."""
+    p = profiles.get(args.profile)
+    try:
+        seeds = tuple(int(s) for s in args.seeds.split(",")) if args.seeds else p.recorded_seeds
+    except ValueError:
+        raise InputError(f"--seeds {args.seeds}: expected whole numbers and commas, such as 0,1,2") from None
+    p = replace(p, seeds=seeds)
+    parts(p)
+    rows = table(p, zoo(p), ZOO) if args.zoo else table(p, cells(p))
+    print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
+    return 0
