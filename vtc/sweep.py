@@ -1,4 +1,5 @@
-"""Many cells under one recipe: which LLMs at which V by which compressors, from which seeds; rows as they come."""
+"""Many cells under one recipe: which LLMs at which V by which compressors, from which seeds; rows as they
+come."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def zoo(p: Profile, names: tuple[str, ...] = ("pool", "quecc")) -> list[dict]:
     """These compressors at few tokens with one LLM, and every patch handed to the largest (identity)."""
     largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
     small = [
-        {"size": p.zoo_size, "V": V, "compressor": name} for V in reversed(p.zoo_V) for name in reversed(names)
+        {"size": p.zoo_size, "V": V, "compressor": name}
+        for V in reversed(p.zoo_V)
+        for name in reversed(names)
     ]
     return [case | {"seed": seed} for seed in p.seeds for case in (largest, *small)]
 
@@ -60,7 +63,8 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
 
 
 def packed(scores: list[float]) -> str:
-    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; rows can be paired by question."""
+    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; rows can be paired by
+    question."""
     return "".join(chr(ord("a") + round(20 * s)) for s in scores)
 
 
@@ -70,10 +74,15 @@ def unpacked(text: str) -> np.ndarray:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop it and start it again as you like."""
+    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop it and start it again as you
+    like."""
     parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
-    parser.add_argument("--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)")
-    parser.add_argument("--zoo", action="store_true", help="the compressors of notebook 05 in place of the sweep")
+    parser.add_argument(
+        "--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)"
+    )
+    parser.add_argument(
+        "--zoo", action="store_true", help="the compressors of notebook 05 in place of the sweep"
+    )
 
 
 def main(args: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def _attribute(cells: list, rng: Random, split: str) -> tuple[str, str] | None:
 def _count(cells: list, rng: Random, split: str) -> tuple[str, str]:
     column = rng.choice((2, 3))
     values = [c[column] for c in cells if c[3]]
-    names = sorted(set(values)) if rng.random() < 0.9 else list(COLOR_NAMES if column == 2 else SHAPES)
+    names = values if rng.random() < 0.9 else list(COLOR_NAMES if column == 2 else SHAPES)
     key = rng.choice(names)
     return f"how many like the {key} one ?", str(values.count(key))
 
