@@ -1,4 +1,5 @@
-"""GridQA: the same from the same seed, answers that match the picture, nothing leaked; LLaVA's format read strictly."""
+"""GridQA: the same from the same seed, answers that match the picture, nothing leaked; LLaVA's format read
+strictly."""
 
 import json
 

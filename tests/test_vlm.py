@@ -1,4 +1,5 @@
-"""The model: packed questions are answered as if asked alone; the image reaches the answer; save, load, generate."""
+"""The model: packed questions are answered as if asked alone; the image reaches the answer; save, load,
+generate."""
 
 from dataclasses import replace
 
@@ -90,7 +91,8 @@ def test_generate_does_not_depend_on_its_neighbours():
 
 
 def test_padding_stays_finite_in_bf16():
-    """A row that may see nothing (padding) must not poison the others; in bf16 the mask's least number is -inf."""
+    """A row that may see nothing (padding) must not poison the others; in bf16 the mask's least number is
+    -inf."""
     vlm, seen = model(), features(2)
     real = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

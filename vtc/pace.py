@@ -1,7 +1,10 @@
-"""How fast training runs here: questions a second, the share of the machine's matrix peak, and a plain loop beside.
+"""How fast training runs here: questions a second, the share of the machine's matrix peak, and a plain loop
+beside.
 
-The plain loop is what one writes first: one question a sequence, float32, transformers as it comes, AdamW. It learns
-from the same questions, so the two rates can be compared; both are taken in turn, in one process, on one thread.
+The plain loop is what one writes first: one question a sequence, float32, transformers as it comes, AdamW. It
+learns
+from the same questions, so the two rates can be compared; both are taken in turn, in one process, on one
+thread.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ def cases(p: Profile) -> list[dict]:
 
 
 def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float]:
-    """Clock the training step of a cell, ours and the plain one in turn -> questions/s, their ratio, share of peak."""
+    """Clock the training step of a cell, ours and the plain one in turn -> questions/s, their ratio, share of
+    peak."""
     with _threads(1):
         return _measure(p, Case(**case, seed=0), rounds)
 
@@ -94,7 +98,9 @@ def _bank(p: Profile) -> Bank:
 def _unpacked(bank: Bank, p: Profile, rows: np.ndarray) -> tuple:
     """As many questions about the same images, one a sequence."""
     rng = np.random.default_rng(0)
-    picks = [(int(i), int(j)) for i in rows for j in rng.choice(bank.of[int(i)], p.recipe.pack, replace=False)]
+    picks = [
+        (int(i), int(j)) for i in rows for j in rng.choice(bank.of[int(i)], p.recipe.pack, replace=False)
+    ]
     whose = np.array([i for i, _ in picks])
     return bank.pack([[j] for _, j in picks], whose), whose
 

@@ -185,7 +185,8 @@ class VLM(nn.Module):
         return hidden[torch.arange(b * m), last].view(b, m, -1)
 
     def forward(self, packed: Packed, features: Features | None = None) -> Tensor:
-        """Mean over answers of their tokens' mean cross-entropy; the image's place is taken by `packed.prefix` where
+        """Mean over answers of their tokens' mean cross-entropy; the image's place is taken by
+        `packed.prefix` where
         there is one."""
         embed = self.llm.get_input_embeddings()
         b = len(packed.ids)

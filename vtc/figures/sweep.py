@@ -128,7 +128,8 @@ def falls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def looking(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per task: the largest LLM's mean score without an image, with the most tokens, and what looking adds."""
+    """Per task: the largest LLM's mean score without an image, with the most tokens, and what looking
+    adds."""
     largest = tidy(rows[rows["N"] == rows["N"].max()])
     table = largest.groupby(["family", "task", "V"], sort=False)["score"].mean().unstack("V")
     without, with_image = table[0], table[max(table.columns)]
@@ -138,7 +139,8 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(rows: pd.DataFrame) -> list[dict]:
-    """What the paper says of the error surface, and whether these rows bear it out, as rows for `records.claim`."""
+    """What the paper says of the error surface, and whether these rows bear it out, as rows for
+    `records.claim`."""
     steps = falls(rows).set_index("family")
     gain = gains(rows).groupby("family")[["gain from N", "gain from V"]].mean()
     blind, seen = rows[rows["V"] == 0], rows[rows["V"] == rows["V"].max()]
@@ -151,7 +153,9 @@ def claims(rows: pd.DataFrame) -> list[dict]:
         text = f"{a:.2f} from {more}, {b:.2f} from {less}"
         said.append((f"{family} tasks gain more from {more} than from {less}", "yes", text, a > b))
     worse = min(blind[f"error_{f}"].mean() - seen[f"error_{f}"].mean() for f in data.FAMILIES)
-    said.append(("without an image the error is clearly larger", "not tested", f"by {worse:.2f}", worse > 0.1))
+    said.append(
+        ("without an image the error is clearly larger", "not tested", f"by {worse:.2f}", worse > 0.1)
+    )
     return [
         {
             "id": f"02-{i}",

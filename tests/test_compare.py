@@ -1,0 +1,46 @@
+"""Paired comparisons: a planted difference is found, none is not, intervals cover, Holm by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vtc import compare, data, sweep
+
+TASKS = [t for t in data.TASKS for _ in range(200)]
+
+
+def cells(rng, gain, seeds=3):
+    """Two compressors on the same questions, of which each has its own difficulty; `gain` is the planted
+    difference."""
+    hard = rng.random(len(TASKS))
+    made = []
+    for name, extra in (("tokenpacker", 0.0), ("other", gain)):
+        for seed in range(seeds):
+            right = (rng.random(len(TASKS)) < np.clip(hard + extra, 0, 1)).astype(float)
+            made.append({"compressor": name, "V": 4, "seed": seed, "scores": sweep.packed(list(right))})
+    return pd.DataFrame(made)
+
+
+def test_a_planted_difference_is_found_and_none_is_not():
+    rng = np.random.default_rng(0)
+    table = compare.differences(cells(rng, 0.15), TASKS, "tokenpacker", draws=400)
+    assert (table["low"] > 0).all() and (table["p_holm"] < 0.05).all()
+    table = compare.differences(cells(rng, 0.0), TASKS, "tokenpacker", draws=400)
+    assert (table["p_holm"] > 0.05).all()
+
+
+def test_intervals_cover_the_planted_difference():
+    rng, hits = np.random.default_rng(1), []
+    for _ in range(60):
+        truth = np.clip(np.linspace(0, 1, 10001) + 0.1, 0, 1).mean() - 0.5
+        row = (
+            compare.differences(cells(rng, 0.1, seeds=1), TASKS, "tokenpacker", draws=300)
+            .set_index("family")
+            .loc["all"]
+        )
+        hits.append(row["low"] <= truth <= row["high"])
+    assert 0.85 <= np.mean(hits) <= 1.0
+
+
+def test_holm_by_hand():
+    assert compare.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])

@@ -1,0 +1,77 @@
+"""Figures of notebook 05: compressors side by side at few tokens, and their differences with intervals."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from vtc import data, figures
+from vtc.profiles import Profile
+
+FAMILIES = {"reasoning": "reasoning", "ocr": "OCR-like"}
+
+
+def beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """Cells -> one row a compressor, V and family: mean error over seeds, the least and the greatest seed."""
+    parts = [
+        rows.groupby(["compressor", "V"])[f"error_{family}"].agg(
+            error="mean", low="min", high="max", seeds="count"
+        )
+        for family in data.FAMILIES
+    ]
+    return pd.concat(parts, keys=FAMILIES.values(), names=["family"]).reset_index()
+
+
+def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Error against V, one line a compressor, one panel a family; whiskers from the least to the greatest
+    seed."""
+    frame = beside(rows)
+    ticks = sorted(int(v) for v in frame["V"].unique())
+    x = alt.X(
+        "V:Q",
+        title="visual tokens V",
+        scale=alt.Scale(type="log", padding=12),
+        axis=alt.Axis(values=ticks, format="d", labelOverlap=False, grid=False),
+    )
+    base = alt.Chart(frame).encode(x=x, color=alt.Color("compressor:N", title="compressor"))
+    y = alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False))
+    lines = base.mark_line(point=True).encode(y=y)
+    whiskers = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    title = alt.Title("One recipe, one LLM, several compressors", subtitle=figures.provenance(rows, p))
+    chart = (lines + whiskers).properties(width=300, height=250)
+    return chart.facet(alt.Column("family:N", title=None, sort=list(FAMILIES.values()))).properties(
+        title=title
+    )
+
+
+def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
+    """Differences with 95 % intervals, one panel a V; an interval that crosses the line shows no
+    difference."""
+    frame = table.copy()
+    frame["row"] = frame["compressor"] + ", " + frame["family"].replace(FAMILIES)
+    base = alt.Chart(frame).encode(y=alt.Y("row:N", title=None, sort=list(dict.fromkeys(frame["row"]))))
+    x = alt.X("difference:Q", title=f"score minus {against}'s, the same questions")
+    points = base.mark_point(size=70).encode(x=x, color=alt.Color("compressor:N", legend=None))
+    bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.Color("compressor:N", legend=None))
+    zero = alt.Chart(frame).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
+    tests = f"{len(frame)} comparisons, 95 % intervals each by itself; Holm's correction is in the table"
+    title = alt.Title(f"Paired by question, against {against}", subtitle=tests)
+    chart = (zero + bars + points).properties(width=210, height=28 * frame["row"].nunique())
+    return chart.facet(alt.Column("V:O", title="V")).properties(title=title)
+
+
+def at_cost(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
+    """Mean error over both families against counted operations a question, one line a compressor."""
+    frame = rows.groupby(["compressor", "V"])[["error", "mflop"]].mean().reset_index()
+    base = alt.Chart(frame).encode(
+        x=alt.X(
+            "mflop:Q",
+            title="MFLOP a question, tower left out (the same for all)",
+            scale=alt.Scale(type="log"),
+        ),
+        y=alt.Y("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False)),
+        color=alt.Color("compressor:N", title="compressor"),
+    )
+    words = base.mark_text(dy=-10, fontSize=11).encode(text="V:O")
+    title = alt.Title("The same at equal cost", subtitle=[figures.provenance(rows, p), "numbers: V"])
+    return (base.mark_line(point=True) + words).properties(title=title, width=430, height=300)
