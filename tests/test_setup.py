@@ -163,3 +163,15 @@ def test_the_sanitizer_leaves_facts_alone(one, other):
 def test_one_version():
     assert vtc.__version__ in (ROOT / "CITATION.cff").read_text()
     assert "version" in PROJECT["dynamic"]
+
+
+def test_readme_says_what_the_recorded_rows_say():
+    """The findings in README.md are those of results/laptop, and every file it links to is there."""
+    from vtc import readme
+
+    text = readme.README.read_text(encoding="utf-8")
+    made = text.partition(readme.FIRST)[2].partition(readme.LAST)[0].strip()
+    assert made == readme.block()
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    missing = [link for link in links if not (readme.ROOT / link).exists()]
+    assert not missing

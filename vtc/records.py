@@ -301,4 +301,8 @@ def main(args: argparse.Namespace) -> int:
         profile.recorded_figures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, profile.recorded_figures / path.name)
     print(f"{len(pictures)} figure files copied")
+    if profile.name == "laptop":  # the README speaks of the laptop's rows
+        from vtc import readme
+
+        print("README.md " + ("renewed" if readme.refresh() else "is as it was"))
     return 0
