@@ -172,7 +172,7 @@ LAPTOP = Profile(
     images_test=1024,
     questions_test=250,
     tower=TowerSize(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), steps=2000, batch=16),
-    recipe=Recipe(batch=32, pack=8, text_steps=900, align_steps=150, instruct_steps=700),
+    recipe=Recipe(batch=32, pack=8, text_steps=900, align_steps=100, instruct_steps=400),
     zoo_V=(1, 4, 16),
     zoo_size="m",
     workers=2,

@@ -67,7 +67,9 @@ def stored(stem: str, profile: Profile) -> pd.DataFrame:
 def frame(texts: list[Row]) -> pd.DataFrame:
     """Rows of text as a frame with types; bookkeeping columns `key` and `rows` left out."""
     names = [name for name in rows.columns(texts) if name not in ("key", "rows")]
-    return pd.DataFrame({name: [rows.from_text(row.get(name)) for row in texts] for name in names})
+    typed = {name: [rows.from_text(row.get(name)) for row in texts] for name in names if name != "commit"}
+    typed |= {"commit": [row["commit"] or None for row in texts]} if "commit" in names else {}  # 9213e08 is no number
+    return pd.DataFrame(typed, columns=names)
 
 
 def _found(stem: str, profile: Profile, wanted: Iterable[frozenset] | None) -> dict[frozenset, list[Row]]:

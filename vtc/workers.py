@@ -48,11 +48,19 @@ def _serve(pipe: Connection, measure: Callable, parent: int) -> None:
     """Measures what comes through the pipe until None comes."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    while (case := pipe.recv()) is not None:
+    while (case := _next(pipe)) is not None:
         try:
             pipe.send((measure(case), None))
         except Exception as error:
             pipe.send((None, (words(error), traceback.format_exc(), isinstance(error, InputError))))
+
+
+def _next(pipe: Connection) -> dict | None:
+    """The next case; None if there is none, or no parent to ask."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 def words(error: BaseException) -> str:

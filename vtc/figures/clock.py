@@ -115,11 +115,12 @@ def speedup(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Ch
     rows = speedups(clock)
     name = llm.replace("qwen1.5-", "Qwen1.5-").split(":")[-1]
     rows = rows[(rows["LLM"] == name) & (rows["batch"] == batch)]
-    base = alt.Chart(rows).encode(alt.X("V:O", title="visual tokens V"), xOffset="compressor:N")
+    x = alt.X("V:O", title="visual tokens V", axis=alt.Axis(labelAngle=0))
+    base = alt.Chart(rows).encode(x, xOffset="compressor:N")
     y = {"title": f"speed-up over V = {rows['over'].max():.0f}", "scale": alt.Scale(domainMin=0)}
     bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color("compressor:N"))
     ticks = base.mark_tick(color="black", thickness=2.5).encode(alt.Y("counted:Q", **y))
-    one = base.mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
+    one = alt.Chart(rows).mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
     panel = (bars + ticks + one).properties(width=230, height=240)
     title = _title(f"First token sooner, {llm}, batch {batch}; tick: counted", clock, p)
     return panel.facet(column=alt.Column("what:N", title=None)).properties(title=title)
