@@ -246,7 +246,7 @@ def rows_of_sweep():
 def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
+        time.sleep(0.1)
     assert condition()
 
 
@@ -256,7 +256,7 @@ def test_sigkill_at_three_moments_ends_with_the_same_rows(sweep, tmp_path, worke
         process = sweep(workers)
         while len(rows_of_sweep()) < goal:
             assert process.poll() is None, "the sweep ended by itself"
-            time.sleep(0.02)
+            time.sleep(0.1)
         process.kill()
         process.wait()
     assert sweep(workers).wait() == 0

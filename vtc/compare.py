@@ -31,7 +31,7 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int =
     found = []
     for V, cells in rows.groupby("V"):
         base = _by_seed(cells[cells["compressor"] == against])
-        for name, part in cells.groupby("compressor", sort=False):
+        for name, part in cells.groupby("compressor"):
             other = _by_seed(part)
             seeds = sorted(set(base) & set(other))
             if name == against or not seeds:

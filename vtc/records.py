@@ -59,6 +59,33 @@ def table(
     return frame([row for key in wanted for row in found.get(key, [])])
 
 
+def replay(
+    stem: str, profile: Profile, cases: list[dict], measure: Measure, command: str, workers: int = 1
+) -> pd.DataFrame:
+    """What a notebook shows: the recorded rows of these cases as they stand, or all of them measured.
+
+    Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: how
+    many
+    are missing is said, and which command measures them. A profile without recorded rows, or `recompute`,
+    measures everything.
+    """
+    if profile.recompute or not profile.results.is_dir():
+        return table(stem, profile, cases, measure, workers)
+    there = table(stem, profile, cases, None)
+    missing = len(cases) - _cases_in(there, cases)
+    if missing:
+        print(f"{missing} of {len(cases)} cases of {stem} are not recorded yet: `{command}` measures them")
+    return there
+
+
+def _cases_in(there: pd.DataFrame, cases: list[dict]) -> int:
+    """How many of the cases have rows."""
+    if there.empty:
+        return 0
+    names = list(cases[0])
+    return len({rows.key_of(dict(zip(names, row))) for row in there[names].itertuples(index=False)})
+
+
 def stored(stem: str, profile: Profile) -> pd.DataFrame:
     """Every row of a table there is, recorded (unless `profile.recompute`) and measured; measures nothing."""
     return frame([row for group in _found(stem, profile, None).values() for row in group])
@@ -68,7 +95,7 @@ def frame(texts: list[Row]) -> pd.DataFrame:
     """Rows of text as a frame with types; bookkeeping columns `key` and `rows` left out."""
     names = [name for name in rows.columns(texts) if name not in ("key", "rows")]
     typed = {name: [rows.from_text(row.get(name)) for row in texts] for name in names if name != "commit"}
-    typed |= {"commit": [row["commit"] or None for row in texts]} if "commit" in names else {}  # 9213e08 is no number
+    typed["commit"] = [row.get("commit") or None for row in texts]  # 9213e08 is no number
     return pd.DataFrame(typed, columns=names)
 
 

@@ -49,6 +49,12 @@ def table(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
     return records.table(stem, p, cases, partial(measure, p), workers=p.workers)
 
 
+def replay(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
+    """What a notebook shows of these cells, see `vtc.records.replay`."""
+    command = f"vtc sweep --profile {p.name}" + (" --zoo" if stem == ZOO else "")
+    return records.replay(stem, p, cases, partial(measure, p), command, p.workers)
+
+
 def measure(p: Profile, case: dict) -> dict[str, object]:
     """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer."""
     case = train.Case(**case)
