@@ -21,7 +21,12 @@ PINS = [
 ]
 
 # distributions whose import has another name
-IMPORTS = {"open_clip_torch": "open_clip", "scikit-learn": "sklearn", "pillow": "PIL"}
+IMPORTS = {
+    "open_clip_torch": "open_clip",
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "websocket-client": "websocket",
+}
 # used through another package (altair draws with vl-convert) or as a program of their own
 INDIRECT = {"vl-convert-python", "jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
 
@@ -64,7 +69,7 @@ def test_what_is_asked_for_is_used_and_what_is_used_is_asked_for():
     assert {name for name in asked - INDIRECT if IMPORTS.get(name, name) not in modules} == set()
     provided = {IMPORTS.get(name, name) for name in asked} | set(sys.stdlib_module_names) | {"vtc"}
     ours = {path.stem for path in (ROOT / "tests").glob("*.py")}
-    through = {"nbclient", "nbformat", "websocket"}  # come with papermill and jupyterlab
+    through = {"nbclient", "nbformat"}  # come with papermill and jupyterlab
     assert modules - provided - ours - through - {"__future__"} == set()
 
 

@@ -64,8 +64,7 @@ def replay(
 ) -> pd.DataFrame:
     """What a notebook shows: the recorded rows of these cases as they stand, or all of them measured.
 
-    Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: how
-    many
+    Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: how many
     are missing is said, and which command measures them. A profile without recorded rows, or `recompute`,
     measures everything.
     """

@@ -48,7 +48,11 @@ def cases(p: Profile) -> list[dict]:
             case(half, (1, 4, 16, 36, 576), compressor="tokenpacker", budget_s=4),
             case(half, (1, 16), dtype="fp32", budget_s=4),
             case("qwen1.5-1.8b", (1, 576), budget_s=4),
-            *(case(f"laptop:{s.name}", p.V, batch=b, **small) for s in p.sizes for b in (1, 32)),
+            *(
+                case(f"laptop:{s.name}", p.V, batch=b, baseline=b == 1, **small)
+                for s in p.sizes
+                for b in (1, 32)
+            ),
         ]
     if p.name == "gpu":
         base, V = {"on": "cuda", "G": 32, "budget_s": 2}, (0, 1, 4, 16, 36, 144, 576)
