@@ -83,8 +83,8 @@ def test_handwriting_and_facts_are_disjoint(scenes):
     for split, questions in asked.items():
         pairs[split] = set()
         for q in questions:
-            color = q.text.split()[3]
-            (shape,) = (c[3] for c in scenes.cells(q.image) if c[2] == color)
+            key = q.text.split()[3]
+            ((color, shape),) = {c[2:4] for c in scenes.cells(q.image) if key in c[2:4]}
             assert q.answer == data.home(color, shape)
             pairs[split].add((color, shape))
     assert pairs["train"] and pairs["test"] and not pairs["train"] & pairs["test"]
