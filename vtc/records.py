@@ -64,9 +64,9 @@ def replay(
 ) -> pd.DataFrame:
     """What a notebook shows: the recorded rows of these cases as they stand, or all of them measured.
 
-    Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: it says
-    how many are missing, and which command measures them. A profile without recorded rows, or `recompute`,
-    measures everything.
+    Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: it
+    says how many are missing, and which command measures them. A profile without recorded rows, or
+    `recompute`, measures everything.
     """
     if profile.recompute or not profile.results.is_dir():
         return table(stem, profile, cases, measure, workers)
