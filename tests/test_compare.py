@@ -10,8 +10,7 @@ TASKS = [t for t in data.TASKS for _ in range(200)]
 
 
 def cells(rng, gain, seeds=3):
-    """Two compressors on the same questions, of which each has its own difficulty; `gain` is the planted
-    difference."""
+    """Two compressors on the same questions, each of its own difficulty; `gain` is the planted difference."""
     hard = rng.random(len(TASKS))
     made = []
     for name, extra in (("tokenpacker", 0.0), ("other", gain)):

@@ -1,5 +1,4 @@
-"""GridQA: the same from the same seed, answers that match the picture, nothing leaked; LLaVA's format read
-strictly."""
+"""GridQA: same seed, same data; answers match the picture, nothing leaked; LLaVA's format read strictly."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""The planner page in a real browser: sliders move N and V, the numbers are those of `vtc.plan`, nothing
-leaves it."""
+"""The planner page in a real browser: sliders move N and V, numbers are `vtc.plan`'s, nothing leaves it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Training: a killed stage ends as an unbroken one; one cell through the whole path; scores; bad cases in one
-line."""
+"""Training: a killed stage ends as an unbroken one; a cell's whole path; scores; bad cases in one line."""
 
 import json
 import subprocess

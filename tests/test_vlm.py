@@ -1,5 +1,4 @@
-"""The model: packed questions are answered as if asked alone; the image reaches the answer; save, load,
-generate."""
+"""The model: packed questions answered as if alone; the image reaches the answer; save, load, generate."""
 
 from dataclasses import replace
 
@@ -7,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 import vtc
 from vtc import data, profiles, tower, train
 from vtc.compressors.base import Features
-from vtc.vlm import NOBODY, SHARED, VLM, block_mask, make_llm, make_tokenizer, swap_norms
+from vtc.vlm import NOBODY, SHARED, VLM, Norm, block_mask, make_llm, make_tokenizer, swap_norms
 
 P = profiles.get("smoke")
 SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)
@@ -91,8 +91,7 @@ def test_generate_does_not_depend_on_its_neighbours():
 
 
 def test_padding_stays_finite_in_bf16():
-    """A row that may see nothing (padding) must not poison the others; in bf16 the mask's least number is
-    -inf."""
+    """A row that may see nothing (padding) must not poison the others; in bf16 the mask's least is -inf."""
     vlm, seen = model(), features(2)
     real = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -155,7 +154,25 @@ def test_folder_that_holds_no_model_is_said_in_one_line(tmp_path):
         VLM.from_pretrained(tmp_path)
 
 
-def test_swapping_norms_keeps_the_weights():
+def test_swapped_norms_keep_weights_outputs_and_gradients():
+    torch.manual_seed(0)
+    theirs = Qwen2RMSNorm(6, eps=1e-6).double()
+    torch.nn.init.normal_(theirs.weight)
+    ours, x = Norm(theirs.weight, 1e-6), torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, x)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)  # theirs takes the mean in float32
     llm = swap_norms(make_llm(SIZE, 20))
-    assert isinstance(llm.model.norm, torch.nn.RMSNorm)
+    assert isinstance(llm.model.norm, Norm)
     assert "model.norm.weight" in llm.state_dict()
+
+
+def test_many_visual_tokens_share_the_positions_of_few():
+    vlm = model("pool", 16)
+    assert vlm.places(torch.arange(16)).tolist() == list(range(16))
+    vlm.config = replace(vlm.config, span=4)
+    assert vlm.after == 4
+    assert vlm.places(torch.arange(18)).tolist() == [
+        *(i / 4 for i in range(16)),
+        0,
+        0.25,
+    ]  # the next question's

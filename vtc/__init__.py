@@ -26,7 +26,12 @@ Letters. Capitals are the paper's quantities, lower case are tensor axes.
     b, s, v, d   axes: batch, patch, visual token, width
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# said by a library under transformers on import; our bars do without widgets (`vtc.progress`)
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 class InputError(ValueError):

@@ -1,9 +1,7 @@
-"""Compressors against one another, question by question: differences with intervals, and how many were looked
-at.
+"""Compressors compared question by question: differences with intervals, and how many were looked at.
 
 Every cell is asked the same test questions, so two cells are compared on each question by itself, which takes
-the
-difficulty of the questions out of the difference. Seeds that both have are averaged first.
+the difficulty of the questions out of the difference. Seeds that both have are averaged first.
 """
 
 from __future__ import annotations
@@ -22,11 +20,9 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int =
     """Score of each compressor minus that of `against`, per V and family -> one row each.
 
     `rows` are cells of one LLM; `tasks[i]` is the task of question i. A family's score is the mean over its
-    tasks.
-    `low`, `high`: 95 % by resampling questions within their tasks. `p`: two-sided, from the same draws.
-    `p_holm`: after Holm's correction for all the rows of this table. Columns: compressor, V, family,
-    difference,
-    low, high, p, p_holm, seeds.
+    tasks. `low`, `high`: 95 % by resampling questions within their tasks. `p`: two-sided, from the same
+    draws. `p_holm`: after Holm's correction for all the rows of this table. Columns: compressor, V, family,
+    difference, low, high, p, p_holm, seeds.
     """
     found = []
     for V, cells in rows.groupby("V"):
@@ -92,8 +88,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def claims(table: pd.DataFrame) -> list[dict]:
-    """What the paper's Table 1 says of QueCC against TokenPacker, beside these differences, for
-    `records.claim`."""
+    """Table 1 of the paper on QueCC against TokenPacker, beside these differences, for `records.claim`."""
     said = []
     for row in table[(table["compressor"] == "quecc") & (table["family"] == "all")].itertuples():
         verdict = "held" if row.low > 0 else "does not hold" if row.high < 0 else "open"

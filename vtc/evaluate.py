@@ -19,8 +19,7 @@ MAX_NEW_TOKENS = 9  # the longest answer: eight digits and the end
 
 
 def edit_similarity(said: str, right: str) -> float:
-    """1 - edit distance / the longer length, in words; what DocVQA's ANLS averages (there, less than 0.5
-    counts 0)."""
+    """1 - edit distance / longer length, in words; what DocVQA's ANLS averages (there, under 0.5 is 0)."""
     a, b = said.split(), right.split()
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -38,8 +37,7 @@ def score(question: data.Question, said: str) -> float:
 
 
 def questions(p: Profile) -> list[data.Question]:
-    """The profile's test questions: the same for every cell, so that cells can be compared question by
-    question."""
+    """The profile's test questions, the same for every cell, so that cells compare question by question."""
     return data.ask(tower.images_of(p, "test"), data.TASKS, "test", seed=6, limit=p.questions_test)
 
 
@@ -61,8 +59,7 @@ def answers(p: Profile, model: VLM, asked: list[data.Question], batch: int = 128
 
 
 def errors(asked: list[data.Question], scores: list[float]) -> dict[str, float]:
-    """Mean score of each task, error (1 - mean over tasks) of each family, and how many questions were
-    asked."""
+    """Mean score of each task, error (1 - mean over tasks) of each family, and the number of questions."""
     of = {t: [s for q, s in zip(asked, scores) if q.task == t] for t in data.TASKS}
     row = {f"score_{t}": float(np.mean(v)) for t, v in of.items()}
     for family, tasks in data.FAMILIES.items():
@@ -71,8 +68,7 @@ def errors(asked: list[data.Question], scores: list[float]) -> dict[str, float]:
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
-    """A saved model on people's own conversations -> share answered word for word, mean edit similarity,
-    questions."""
+    """A saved model on people's own conversations -> share exactly right, mean edit similarity, questions."""
     talks = [(c.image, q, a) for c in said if c.image is not None for q, a in c.turns]
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "questions"):

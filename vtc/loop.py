@@ -1,8 +1,6 @@
-"""One training loop for the tower, the LLM and the compressor: precision and device by accelerate, and it
-resumes.
+"""One training loop for tower, LLM and compressor: precision and device by accelerate, and it resumes.
 
-Batches are made from the step's number, so a run that was killed goes on with the very batches it would have
-had.
+Batches are made from the step's number, so a killed run goes on with the very batches it would have had.
 """
 
 from __future__ import annotations
@@ -46,12 +44,10 @@ class Stage:
 def fit(
     model: nn.Module, stage: Stage, batch: Callable[[int], tuple], folder: Path | None
 ) -> dict[str, float]:
-    """Run a stage from its last checkpoint, or from the start; returns the last loss, the seconds and samples
-    a second.
+    """Run a stage from its last checkpoint or the start; returns last loss, seconds and samples a second.
 
     `batch(step)` gives the model's arguments. A stage that was interrupted ends with the same weights as one
-    that
-    was not: weights, optimiser and step are kept, and nothing else has a state.
+    that was not: weights, optimiser and step are kept, and nothing else has a state.
     """
     accelerator = Accelerator(mixed_precision="bf16" if BF16 or torch.cuda.is_available() else "no")
     for name, parameter in model.named_parameters():
@@ -103,8 +99,7 @@ def save_whole(tensors: dict[str, torch.Tensor], file: Path, facts: dict[str, st
 
 @contextmanager
 def once(file: Path) -> Iterator[bool]:
-    """Whether the file is still to be made; of several processes that ask, one makes it and the others
-    wait."""
+    """Whether the file is still to be made; of several processes that ask, one makes it, the others wait."""
     if file.exists():
         yield False
         return
@@ -133,11 +128,9 @@ def _resume(learns: dict, optimizers: list, stage: Stage, folder: Path | None) -
 
 
 def make_optimizers(learns: dict[str, nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside (its update is a rotation, scaled to AdamW's size), AdamW for all the
-    rest.
+    """Muon for the matrices inside (its update is a rotation, scaled to AdamW's size), AdamW for the rest.
 
-    In one run of 1,000 steps the tower named .86 of unseen digits' patches with Muon and .30 with AdamW
-    alone.
+    In one run of 1,000 steps the tower named .86 of unseen digits' patches with Muon, .30 with AdamW alone.
     """
     inside = [p for n, p in learns.items() if p.dim() == 2 and "embed" not in n and "lm_head" not in n]
     held = {id(p) for p in inside}

@@ -1,10 +1,8 @@
-"""How fast training runs here: questions a second, the share of the machine's matrix peak, and a plain loop
-beside.
+"""Training speed here: questions a second, the share of the machine's matrix peak, and a plain loop beside.
 
 The plain loop is what one writes first: one question a sequence, float32, transformers as it comes, AdamW. It
-learns
-from the same questions, so the two rates can be compared; both are taken in turn, in one process, on one
-thread.
+learns from the same questions, so the two rates can be compared; both are taken in turn, in one process, on
+one thread.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ def cases(p: Profile) -> list[dict]:
 
 
 def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float]:
-    """Clock the training step of a cell, ours and the plain one in turn -> questions/s, their ratio, share of
-    peak."""
+    """Clock a cell's training step, ours and the plain one in turn -> questions/s, ratio, share of peak."""
     with _threads(1):
         return _measure(p, Case(**case, seed=0), rounds)
 

@@ -1,5 +1,4 @@
-"""Many cells under one recipe: which LLMs at which V by which compressors, from which seeds; rows as they
-come."""
+"""Many cells under one recipe: which LLMs at which V by which compressors and seeds; rows as they come."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
 
 
 def packed(scores: list[float]) -> str:
-    """Scores in 0..1 as one character each, in twentieths: `a` is 0, `u` is 1; rows can be paired by
-    question."""
+    """Scores in 0..1 as a character each, in twentieths (`a` 0, `u` 1), so rows can be paired by question."""
     return "".join(chr(ord("a") + round(20 * s)) for s in scores)
 
 
@@ -80,8 +78,7 @@ def unpacked(text: str) -> np.ndarray:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop it and start it again as you
-    like."""
+    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop and start it again as you like."""
     parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
     parser.add_argument(
         "--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)"

@@ -1,9 +1,8 @@
 """The vision tower: open_clip's ViT, frozen, giving features of several layers in one call.
 
 The small tower is an open_clip model like any other, by a config of our own. It learns here what every patch
-shows
-(dense cell labels) and is then frozen, as CLIP is in LLaVA. A caption loss was near chance after five times
-as long.
+shows (dense cell labels) and is then frozen, as CLIP is in LLaVA. A caption loss was near chance after five
+times as long.
 """
 
 from __future__ import annotations
@@ -83,8 +82,7 @@ def _visual(size: TowerSize, pixels: int) -> nn.Module:
 
 
 def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
-    """A tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a local path to its weights;
-    frozen."""
+    """A frozen tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a local path to its weights."""
     import open_clip
 
     local = Path(name)
@@ -109,8 +107,7 @@ def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
 
 
 def pretrained(p: Profile) -> Tower:
-    """The profile's frozen tower: from its checkpoint, else trained once and kept under the profile's
-    cache."""
+    """The profile's frozen tower: from its checkpoint, else trained once and kept in the profile's cache."""
     if p.tower.checkpoint:
         return load_checkpoint(p.tower.checkpoint, p.tower.levels)
     file = p.cache / "tower.safetensors"
@@ -125,16 +122,14 @@ def pretrained(p: Profile) -> Tower:
 
 
 def accuracy(p: Profile) -> dict[str, float]:
-    """How well the frozen tower's features tell shapes, colours and unseen digits, as measured after its
-    training."""
+    """How well the frozen tower's features tell shapes, colours and unseen digits, measured when trained."""
     pretrained(p)
     with safe_open(p.cache / "tower.safetensors", "pt") as file:
         return {name: float(value) for name, value in file.metadata().items()}
 
 
 class _Dense(nn.Module):
-    """The tower with a linear map per patch; its loss is that of naming the form and the colour each patch
-    shows."""
+    """The tower with a linear map per patch; its loss is that of naming each patch's form and colour."""
 
     def __init__(self, tower: Tower) -> None:
         super().__init__()
@@ -153,8 +148,7 @@ class _Dense(nn.Module):
 
 
 def pretrain(p: Profile) -> tuple[Tower, dict[str, float]]:
-    """Train the small tower on dense labels of training images: per patch the form and the colour it
-    shows."""
+    """Train the small tower on dense labels of training images: the form and the colour each patch shows."""
     torch.manual_seed(0)
     model = _Dense(Tower(p.tower, p.pixels))
     scenes = data.make_scenes(p.images_train, "train", seed=1)
@@ -188,8 +182,7 @@ def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, floa
 
 
 def features(p: Profile, split: str) -> Features:
-    """Features of all the profile's images of that split, computed once and kept as bf16: levels (n, s,
-    d_levels).
+    """Features of all the profile's images of that split, made once, kept as bf16: levels (n, s, d_levels).
 
     The file is mapped, not read, so several processes share one copy; `last` is a view into `levels`.
     """
@@ -216,8 +209,7 @@ def _levels(tower: Tower, p: Profile, split: str) -> Tensor:
 
 @torch.no_grad()
 def of_files(tower: Tower, files: list[Path]) -> Features:
-    """Features of images on disk, each resized to the tower's square; InputError names one that cannot be
-    read."""
+    """Features of images on disk, each resized to the tower's square; InputError names one it cannot read."""
     parts = []
     for start in bar(range(0, len(files), 64), "features"):
         images = np.stack([data.load_image(f, tower.pixels) for f in files[start : start + 64]])

@@ -59,8 +59,7 @@ class Bank:
     def draw(
         self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
     ) -> tuple[Packed, np.ndarray]:
-        """`batch` scenes with `pack` questions each, `free` of them about no scene -> Packed and the scenes'
-        rows."""
+        """`batch` scenes, `pack` questions each, `free` about no scene -> Packed and the scenes' rows."""
         scenes = rng.choice(self.scenes, batch)
         chosen = []
         for scene in scenes:
@@ -96,8 +95,7 @@ _TEXT_SCENES = 8192
 
 
 def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
-    """What the LLM reads before it sees: scenes told in words with questions about them, and facts about no
-    scene."""
+    """What the LLM reads before it sees: scenes in words, questions about them, and facts about no scene."""
     n = min(_TEXT_SCENES, p.images_train)
     scenes = data.make_scenes(n, "train", seed)
     asked = data.ask(scenes, tuple(data.MAKERS), "text", seed, each=2)
@@ -150,7 +148,7 @@ def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -
 
     fit(
         TextModel(llm, tokenizer),
-        Stage("text", r.text_steps, r.text_lr, ("llm",), r.checkpoint_every),
+        Stage("text", r.text_steps, r.lr(r.text_lr, llm.config.hidden_size), ("llm",), r.checkpoint_every),
         batch,
         folder,
     )
@@ -166,8 +164,7 @@ def parts(p: Profile) -> list[dict]:
 
 
 def part(p: Profile, case: dict) -> dict[str, float]:
-    """Train one of `parts` -> its row: the tower's shares of patches named rightly, or an LLM's loss on
-    unseen text."""
+    """Train one of `parts` -> row: a tower's shares of patches named right, an LLM's loss on unseen text."""
     if case["part"] == "tower":
         return tower.accuracy(p)
     tokenizer, size = make_tokenizer(), p.size(case["size"])
@@ -179,8 +176,7 @@ def part(p: Profile, case: dict) -> dict[str, float]:
 
 
 def build(p: Profile, case: Case) -> VLM:
-    """The model of that case, before it has seen an image: text-trained LLM, fresh compressor and
-    projector."""
+    """The model of that case before it has seen an image: text-trained LLM, new compressor and projector."""
     llm = text_llm(p, p.size(case.size), case.seed)
     return _assemble(p, case, llm, make_tokenizer())
 
@@ -189,14 +185,13 @@ def _assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
     torch.manual_seed(1000 + case.seed)
     config = VLMConfig(
         llm=llm.config.to_dict(), tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
-        options=json.loads(case.options),
+        options=json.loads(case.options), span=p.recipe.span,
     )  # fmt: skip
     return VLM(config, llm, tokenizer)
 
 
 def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
-    """Align, then instruct on GridQA; returns the model and what the training was like (loss, seconds,
-    questions/s)."""
+    """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
     model, features = build(p, case), tower.features(p, "train")
     scenes = tower.images_of(p, "train")
     described = data.ask(scenes, ("describe", "read"), "train", seed=4)
@@ -205,9 +200,8 @@ def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
 
 
 def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank):
-    """Both stages on these features and questions: align (compressor, projector), then instruct (the LLM
-    too)."""
-    r, folder = p.recipe, checkpoints(p, case)
+    """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too)."""
+    r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
 
     def batches(bank: Bank, stage: int, pack: int) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
@@ -219,10 +213,16 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
 
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
-        align = Stage("align", r.align_steps, r.align_lr, ("compressor", "projector"), r.checkpoint_every)
+        align = Stage(
+            "align", r.align_steps, r.lr(r.align_lr, d), ("compressor", "projector"), r.checkpoint_every
+        )
         aligned = fit(model, align, batches(described, 1, 2), folder)
     instruct = Stage(
-        "instruct", r.instruct_steps, r.instruct_lr, ("compressor", "projector", "llm"), r.checkpoint_every
+        "instruct",
+        r.instruct_steps,
+        r.lr(r.instruct_lr, d),
+        ("compressor", "projector", "llm"),
+        r.checkpoint_every,
     )
     last = fit(model, instruct, batches(asked, 2, r.pack), folder)
     return model.eval(), {

@@ -243,8 +243,10 @@ class Bench:
         return ours | {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
 
     def _eyes(self, V: int, features: Features) -> tuple[Callable, nn.Module | None, bool]:
-        """Compressor on these features, its projector (None where it ends at the LLM's width), and whether it
-        reads the question."""
+        """Compressor on these features, its projector, and whether it reads the question.
+
+        The projector is None where the compressor ends at the LLM's width.
+        """
         t, d = self.tower_shape, self.shape.d
         shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d * t.levels, "d_llm": d, "d_question": d}
         module = compressors.build(self.c["compressor"], **shape)

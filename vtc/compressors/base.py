@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc import InputError
@@ -187,7 +186,7 @@ def windows(x: Tensor, n: int) -> Tensor:
     return x.reshape(*lead, n * n, k * k, d)  # a view where n = 1 or k = 1
 
 
-def unwindows(x: Tensor, n: int, v_axis: int = 1) -> Tensor:
+def unwindows(x: Tensor, n: int) -> Tensor:
     """Weights inside windows (b, v, k*k) -> weights over the whole grid (b, v, s), zero outside."""
     b, v, kk = x.shape
     k = math.isqrt(kk)
@@ -256,8 +255,3 @@ def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
-
-
-def gelu_linear(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
-    """second(GELU(first(x)))."""
-    return second(F.gelu(first(x)))

@@ -41,8 +41,10 @@ class Distil(nn.Module):
         return self.decode(F.gelu(self.spread(tokens)).unsqueeze(2) * self.place)
 
     def auxiliary_loss(self, tokens: Tensor, features: Features, interest: Tensor | None = None) -> Tensor:
-        """tokens (b m, V, d_out), features of b images, interest (b, s) or None -> a scalar to add to the
-        LLM's loss."""
+        """A scalar to add to the LLM's loss.
+
+        tokens (b m, V, d_out), features of b images, interest (b, s) or None.
+        """
         target = features.last.detach().float()
         if interest is not None:
             low, high = interest.amin(-1, keepdim=True), interest.amax(-1, keepdim=True)

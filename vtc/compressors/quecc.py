@@ -22,11 +22,11 @@ SOURCES = ("llm_last", "prompt_prefix", "embeddings")
 class QueCC(Windows):
     """(b, s, d), (b, s, d_levels) and a question -> (b, V, width); the projector follows.
 
-    question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m,
-    d_question) for m questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not
-    given). kernel, stride: as the release offers them, for its odd settings; both are k. project: append
-    mlp2x to d_llm. Ablations: `question=False`,
-    `conv=False` (window mean), `levels=1` (keys and values from `last` alone), `heads=1`.
+    question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question)
+    for m questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not given).
+    kernel, stride: as the release offers them, for its odd settings; both are k. project: append mlp2x to
+    d_llm. Ablations: `question=False`, `conv=False` (window mean), `levels=1` (keys and values from `last`
+    alone), `heads=1`.
 
     source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of
     the LLM over the question alone (published); "prompt_prefix", the question stands before the image and
@@ -133,11 +133,9 @@ class QueCC(Windows):
         return self.attend.where(self.queries(before, self.asked(question, mask)), kv)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Read a released QueCC projector: names `text_projection`, `q_proj`, `q_downsample`, `k_proj`,
-        `clip_attn`, ...
+        """Read a released QueCC: `text_projection`, `q_proj`, `q_downsample`, `k_proj`, `clip_attn`, ...
 
-        With the release's prefix `0.` where its mlp2x follows as `1.` and `3.` (read when built with
-        project=True).
+        Prefixed `0.` where the release's mlp2x follows as `1.` and `3.` (read when built with project=True).
         """
         whole = Official(state, "QueCC")
         given = whole.under("0.") if "0.q_proj.0.weight" in whole else whole

@@ -1,5 +1,4 @@
-"""QueCC's speed against the published algorithm run as published: `python -m vtc.compressors.speed`, JSON on
-stdout.
+"""QueCC's speed against the algorithm run as published: `python -m vtc.compressors.speed`, JSON on stdout.
 
 Both run in turn in one process with the same weights, so the ratios hold on a busy machine; the LLM's
 question pass is in neither. Outputs are compared first.
@@ -66,8 +65,7 @@ def median_ratio(slow, fast, turns: int) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def compare(tokens: int, b=8, grid=24, d=1024, d_levels=4096, d_question=4096, questions=8, turns=5) -> dict:
-    """One V: seconds and ratios for one question, for several an image, and for bfloat16; largest
-    difference."""
+    """One V: seconds and ratios for one question, several an image, and bfloat16; largest difference."""
     torch.manual_seed(0)
     old = Published(d, d_levels, d_question, grid, grid // int(tokens**0.5)).eval()
     new = build("quecc", tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_question=d_question).eval()

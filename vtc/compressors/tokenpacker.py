@@ -66,8 +66,7 @@ class TokenPacker(Windows):
         return self.attend.where(self.queries(features), self.attend.keys_values(features.levels))
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Read a released TokenPacker projector (names `q_proj_1`, `k_proj_1`, `ln_q_1`, `clip_attn`, `mlp`,
-        ...)."""
+        """Read a released TokenPacker: `q_proj_1`, `k_proj_1`, `ln_q_1`, `clip_attn`, `mlp`, ..."""
         given = Official(state, "TokenPacker")
         fill(self.query, given.linear("q_proj_1", bias=False))
         fill(self.query_norm, given.linear("ln_q_1"))

@@ -161,8 +161,7 @@ class TowerAttention(nn.Module):
         return out, weights[:, :, 0], k.mean(1)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
-        """Names of timm (`qkv`, `proj`) or of transformers' CLIP (`q_proj`, `k_proj`, `v_proj`,
-        `out_proj`)."""
+        """Names of timm (`qkv`, `proj`) or transformers' CLIP (`q_proj`, `k_proj`, `v_proj`, `out_proj`)."""
         if "qkv.weight" in state:
             self.load_state_dict(state)
             return

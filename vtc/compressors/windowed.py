@@ -1,12 +1,11 @@
 """Attention of a window's token to the window's own patches, shared by QueCC and TokenPacker.
 
-Published (arXiv 2411.03312 section 4.2 and 2407.02392 section 3.2): keys and values are LN(MLP(levels)),
-then a multi-head attention with its own in and out projections runs inside each window. Here the key and
-value in-projections move to the query's side. With one query a window, `q_h . (W_h z)` costs less as `(W_h'
-q_h) . z`, and
-`sum_j a_j (W_h z_j)` as `W_h (sum_j a_j z_j)`: 2 d^2 operations a patch become a few d. The norms' affine
-maps go the same way, and what is constant over the keys (their biases) leaves the softmax. Same outputs,
-fewer operations.
+Published (arXiv 2411.03312 section 4.2 and 2407.02392 section 3.2): keys and values are LN(MLP(levels)), then
+a multi-head attention with its own in and out projections runs inside each window. Here the key and value
+in-projections move to the query's side. With one query a window, `q_h . (W_h z)` costs less as `(W_h' q_h) .
+z`, and `sum_j a_j (W_h z_j)` as `W_h (sum_j a_j z_j)`: 2 d^2 operations a patch become a few d. The norms'
+affine maps go the same way, and what is constant over the keys (their biases) leaves the softmax. Same
+outputs, fewer operations.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ class WindowAttention(nn.Module):
                 self.kv_bias.zero_()
 
     def keys_values(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, s, d_levels) -> keys and values before their norms' division (2, b, s, width), and 1 / sigma
-        (2, b, s).
+        """(b, s, d_levels) -> keys, values before the norms' division (2, b, s, width), 1 / sigma (2, b, s).
 
         The second map is centred over its outputs, so their mean is 0 and the norm is one division, made on
         the scores and the weights in place of the patches. Where `folds`, its inputs are given in place of
@@ -126,16 +124,14 @@ class WindowAttention(nn.Module):
         return windows(z, n).flatten(1, 2), inverse.transpose(2, 3)
 
     def alone(self, levels: Tensor) -> Tensor:
-        """One patch a window (V = s): its only weight is 1 whatever the query asks, so no query or key is
-        needed."""
+        """One patch a window (V = s): its weight is 1 whatever is asked, so no query or key is needed."""
         width = self.q.in_features
         hidden = F.gelu(F.linear(levels, self.kv_in.weight[width:], self.kv_in.bias[width:]))
         z = F.layer_norm(hidden @ self.kv_weight[1] + self.kv_bias[1], (width,), eps=self.eps)
         return self.out(self.v(z * self.value_scale + self.value_shift))  # (b, s, width)
 
     def weights(self, queries: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-        """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), rows add up to
-        1."""
+        """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), row sums 1."""
         b, m, v, width = queries.shape
         c = width // self.heads
         q = (self.q(queries) * c**-0.5).view(b, m, v, self.heads, c)
@@ -156,8 +152,7 @@ class WindowAttention(nn.Module):
     def official(
         self, given: Official, key: str, key_norm: str, value: str, value_norm: str
     ) -> dict[str, Tensor]:
-        """Tensors of a release by own names: `key`, `value` are prefixes of MLPs, `clip_attn` the
-        attention."""
+        """Tensors of a release by own names: `key`, `value` prefix MLPs, `clip_attn` the attention."""
         q, k, v = given["clip_attn.in_proj_weight"].chunk(3)
         q_bias, _, v_bias = given["clip_attn.in_proj_bias"].chunk(3)
         return {
@@ -179,15 +174,13 @@ class WindowAttention(nn.Module):
 
 
 def inverse_sigma(z: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(z^2) + eps) over the last axis: all of a layer norm where the mean is 0 by
-    construction."""
+    """1 / sqrt(mean(z^2) + eps), last axis: all of a layer norm where the mean is 0 by construction."""
     norm = torch.linalg.vector_norm(z, dim=-1).float()
     return (norm.square() / z.shape[-1] + eps).rsqrt()
 
 
 def triangular(x: Tensor, r: Tensor, blocks: int = 4):
-    """R [x; 1] for x (2, n, d) and R (2, d, d + 1) upper triangular, in blocks of rows, of which zeros are
-    left out."""
+    """R [x; 1] for x (2, n, d), R (2, d, d + 1) upper triangular, in blocks of rows with zeros left out."""
     d = x.shape[-1]
     for start in range(0, d, d // blocks):
         rows = r[:, start : start + d // blocks]

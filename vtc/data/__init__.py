@@ -1,10 +1,8 @@
 """Images and questions: GridQA, made here from a seed, and folders in LLaVA's format.
 
 GridQA keeps the two abilities that the paper separates. An image is a grid of cells that hold coloured shapes
-or
-*real* handwritten digits (UCI digits, in scikit-learn; test images use handwriting never trained on).
-Reasoning
-questions need a few facts about the image and some thought; OCR-like ones need many details of it.
+or *real* handwritten digits (UCI digits, in scikit-learn; test images use handwriting never trained on).
+Reasoning questions need a few facts about the image and some thought; OCR-like ones need many details of it.
 Cells vary in size and objects stand off their centres, so that no number of visual tokens fits the grid by
 design.
 """

@@ -20,8 +20,7 @@ class Conversation:
 
 
 def read_llava(file: str | Path, images: str | Path) -> list[Conversation]:
-    """Read a LLaVA-format JSON (a list of {"image", "conversations": [{"from", "value"}]}) and its image
-    folder.
+    """Read LLaVA-format JSON (a list of {"image", "conversations": [{"from", "value"}]}) and image folder.
 
     Raises InputError, one line with file, entry and field, for anything that is not so.
     """
@@ -76,8 +75,7 @@ def _conversation(entry: object, where: str, images: Path) -> Conversation:
 
 
 def load_image(path: str | Path, pixels: int) -> np.ndarray:
-    """One image, resized to a square -> (pixels, pixels, 3) uint8; InputError where it is missing or
-    unreadable."""
+    """One image, resized to a square -> (pixels, pixels, 3) uint8; InputError if missing or unreadable."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -53,16 +53,14 @@ class Question:
 
 
 def home(color: str, shape: str) -> str:
-    """Where that thing lives: a fact that nothing in an image tells; every pair of colour and shape has
-    one."""
+    """Where that thing lives: a fact nothing in an image tells; every pair of colour and shape has one."""
     pair = COLOR_NAMES.index(color) * len(SHAPES) + SHAPES.index(shape)
     order = np.random.default_rng(2411_03312).permutation(len(COLORS) * len(SHAPES))
     return PLACES[int(order[pair]) % len(PLACES)]
 
 
 def taught_with_images(color: str, shape: str) -> bool:
-    """Whether image training may ask where this pair lives; the test asks about the other half, known from
-    text only."""
+    """Whether image training may ask where this pair lives; the test asks the half known from text only."""
     return (COLOR_NAMES.index(color) + SHAPES.index(shape)) % 2 == 0
 
 
@@ -186,8 +184,7 @@ def ask(
     """Questions of these tasks about the scenes, `each` a task and scene where the scene has one.
 
     `split` "test" asks where things live only for pairs that image training left out, "train" only for the
-    others,
-    "text" for all. `limit` > 0 stops at so many questions a task.
+    others, "text" for all. `limit` > 0 stops at so many questions a task.
     """
     rng, asked = Random(f"{seed} {split}"), []
     left = dict.fromkeys(tasks, limit or len(scenes) * each)
@@ -202,8 +199,7 @@ def ask(
 
 
 def in_words(scenes: Scenes, i: int) -> list[str]:
-    """Scene i told in words, cell by cell: "row" before each row, then "red circle", "7" or "empty" for each
-    cell."""
+    """Scene i in words, cell by cell: "row" before each row, then "red circle", "7" or "empty" a cell."""
     at = {(r, c): digit or f"{color} {shape}" for r, c, color, shape, digit in scenes.cells(i)}
     return [
         word

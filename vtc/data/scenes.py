@@ -20,8 +20,7 @@ _MOST = 8  # objects of one kind in an image; a count stays one token
 
 @dataclass(frozen=True)
 class Scenes:
-    """What n images show, one row a scene and one column a cell in reading order (16 columns, unused ones
-    EMPTY)."""
+    """What n images show, a row a scene, a column a cell in reading order (16 columns, unused ones EMPTY)."""
 
     rows: np.ndarray  # (n,) 3 or 4
     cols: np.ndarray  # (n,) 3 or 4
@@ -50,8 +49,7 @@ class Scenes:
 
 @cache
 def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Real handwritten digits (n, 8, 8) in 0..1 and their values; three quarters train, one quarter test,
-    disjoint."""
+    """Real handwritten digits (n, 8, 8) in 0..1 and their values; 3/4 train, 1/4 test, disjoint."""
     from sklearn.datasets import load_digits
 
     images, values = load_digits(return_X_y=True)
@@ -117,8 +115,7 @@ def _digit_mask(split: str, glyph: int, side: int) -> np.ndarray:
 
 
 def render(scenes: Scenes, split: str, pixels: int, rows: range | None = None) -> np.ndarray:
-    """Draw the scenes -> (n, pixels, pixels, 3) uint8; the same pixels for the same seed, whichever rows are
-    asked for."""
+    """Draw the scenes -> (n, pixels, pixels, 3) uint8; same seed, same pixels, whichever rows are drawn."""
     rows = range(len(scenes)) if rows is None else rows
     images = np.empty((len(rows), pixels, pixels, 3), np.uint8)
     inks = np.array(list(COLORS.values()), np.float32)
@@ -142,8 +139,7 @@ def render(scenes: Scenes, split: str, pixels: int, rows: range | None = None) -
 
 
 def dense_labels(scenes: Scenes, g: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each of the g x g patches shows -> (n, g*g) form (0 nothing, then SHAPES, then digits) and (n,
-    g*g) colour."""
+    """What each of g x g patches shows -> form (0 nothing, then SHAPES, digits) and colour, each (n, g*g)."""
     n = len(scenes)
     form, tint = np.zeros((n, g, g), np.int64), np.zeros((n, g, g), np.int64)
     centres = (np.arange(g) + 0.5) / g

@@ -44,8 +44,7 @@ def _url(image: np.ndarray) -> str:
 
 
 def lengths(questions: list[data.Question]) -> pd.DataFrame:
-    """Per task: how many questions, mean words of question and answer, and what the commonest answer would
-    score."""
+    """Per task: number of questions, mean words of question and answer, and the commonest answer's score."""
     frame = pd.DataFrame(
         {
             "task": q.task,

@@ -148,8 +148,7 @@ def true_cost(f: Fit, device: cost.Hardware, Q: int = 50, G: int = 32, **options
 
 
 def binding(device: cost.Hardware, Q: int = 50, G: int = 32, sizes=(0.5, 1.8, 7.0, 14.0)) -> alt.FacetChart:
-    """Which resource binds the LLM's prefill, batch x V x N, and the time to the first token over that at V
-    = 1."""
+    """What binds the LLM's prefill, batch x V x N, and the time to the first token over that at V = 1."""
     rows = frames.binding(device, Q, G)
     x = alt.X("V:O", title="visual tokens V", axis=alt.Axis(labelAngle=0))
     y = alt.Y("batch:O", title="batch", sort="descending")

@@ -25,8 +25,7 @@ DRAWS = 300
 
 
 def make(profile: Profile, fits: dict[str, Fit] | None = None, draws: int = DRAWS) -> Path:
-    """Writes planner.html beside the profile's figures and returns its path; `fits` by task (default: the
-    paper's)."""
+    """Writes planner.html beside the profile's figures -> its path; `fits` by task (default: the paper's)."""
     fits = {task: fit(published(task)) for task in ("reasoning", "ocr")} if fits is None else fits
     path = profile.figures / "planner.html"
     rows.replace_bytes(path, html(fits, draws).encode())

@@ -22,8 +22,7 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_family(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the sweep -> one row a cell and family: mean error over seeds, and the least and greatest
-    seed."""
+    """Sweep rows -> one row a cell and family: mean error over seeds, and the least and greatest seed."""
     parts = [
         rows.groupby(["N", "V"])[f"error_{family}"].agg(error="mean", low="min", high="max", seeds="count")
         for family in data.FAMILIES
@@ -79,8 +78,7 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per task: what going from the smallest to the largest LLM brings, and from the fewest to the most
-    tokens.
+    """Per task: what going from the smallest to the largest LLM brings, and from fewest to most tokens.
 
     Both are differences of mean scores over the cells with an image; the other quantity is averaged over.
     """
@@ -96,8 +94,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
-    """Each task by what it gains from a larger LLM and from more tokens: the paper's two regimes, if there
-    are two."""
+    """Each task by gain from a larger LLM and from more tokens: the paper's two regimes, if there are two."""
     frame = gains(rows)
     top = float(max(frame["gain from N"].max(), frame["gain from V"].max())) * 1.1
     scale = alt.Scale(domain=[min(0.0, float(frame[["gain from N", "gain from V"]].min().min())), top])
@@ -118,8 +115,7 @@ def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
 
 
 def falls(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per family: in what share of neighbouring cells the mean error falls when V, or N, takes one step up (V
-    > 0)."""
+    """Per family: share of neighbouring cells whose mean error falls as V, or N, takes a step up (V > 0)."""
     means = by_family(rows[rows["V"] > 0])
     shares = []
     for family, part in means.groupby("family", sort=False):
@@ -130,8 +126,7 @@ def falls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def looking(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per task: the largest LLM's mean score without an image, with the most tokens, and what looking
-    adds."""
+    """Per task: the largest LLM's mean score without image, with the most tokens, and what looking adds."""
     largest = tidy(rows[rows["N"] == rows["N"].max()])
     table = largest.groupby(["family", "task", "V"], sort=False)["score"].mean().unstack("V")
     without, with_image = table[0], table[max(table.columns)]
@@ -141,8 +136,7 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(rows: pd.DataFrame, p: Profile) -> list[dict]:
-    """What the paper says of the error surface, and whether these rows bear it out, as rows for
-    `records.claim`."""
+    """What the paper says of the error surface and whether these rows bear it out, for `records.claim`."""
     whole = len(rows.groupby(["size", "V"])) == len(p.sizes) * len(p.V)
     steps = falls(rows).set_index("family")
     gain = gains(rows).groupby("family")[["gain from N", "gain from V"]].mean()

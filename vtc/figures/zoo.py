@@ -23,8 +23,7 @@ def beside(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
-    """Error against V, one line a compressor, one panel a family; whiskers from the least to the greatest
-    seed."""
+    """Error against V, a line a compressor, a panel a family; whiskers from least to greatest seed."""
     frame = beside(rows)
     ticks = sorted(int(v) for v in frame["V"].unique())
     x = alt.X(
@@ -45,8 +44,7 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 
 def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
-    """Differences with 95 % intervals, one panel a V; an interval that crosses the line shows no
-    difference."""
+    """Differences with 95 % intervals, one panel a V; an interval across the line shows no difference."""
     frame = table.copy()
     frame["row"] = frame["compressor"] + ", " + frame["family"].replace(FAMILIES)
     base = alt.Chart(frame).encode(y=alt.Y("row:N", title=None, sort=list(dict.fromkeys(frame["row"]))))

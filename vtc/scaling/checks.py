@@ -1,5 +1,4 @@
-"""Does the law hold? Sizes left out and predicted, separability, forms compared, with and without odd
-points."""
+"""Does the law hold? Sizes left out and predicted, separability, forms compared, odd points in and out."""
 
 from __future__ import annotations
 
@@ -12,8 +11,10 @@ from vtc.scaling.scores import Points
 
 
 def leave_one_size_out(points: Points, law: str = "power", Q: float = 50.0) -> list[dict]:
-    """Each model size predicted from the others: mean and worst miss, relative to the error (but to .01 at
-    least), and V* without it."""
+    """Each model size predicted from the others: mean and worst miss, and V* without it.
+
+    A miss is relative to the error (but to .01 at least).
+    """
     rows = []
     for N in np.unique(points.N):
         f = fit(points.keep(points.N != N), law)

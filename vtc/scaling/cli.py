@@ -56,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Fits every family of the file and writes what was asked for; nothing is written if any family is at
-    fault."""
+    """Fits the file's families and writes what was asked for; writes nothing if any family is at fault."""
     _check(args)
     families = read(args.file, args.unit)
     fits = [fit(points, args.law, args.tokens) for points in families]

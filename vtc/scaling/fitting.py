@@ -154,8 +154,7 @@ class Fit:
         return self._end(name, centre, -1, limit), self._end(name, centre, 1, limit)
 
     def _end(self, name: str, centre: float, side: int, limit: float) -> float:
-        """Walk out from the estimate until the profile crosses `limit`, then close in; a ladder a step,
-        batched."""
+        """Walk from the estimate till the profile crosses `limit`, then close in; a batched ladder a step."""
         open_end, stop = side * np.inf, None
         if name == "D":
             stop = self.D_min if side < 0 else float(self.points.Y.max())
@@ -223,8 +222,7 @@ class Fit:
         return type(self.law).make(s.theta, s.coef, tokens=self.law.tokens, n0=self.at.n0, t0=self.at.t0)
 
     def _cluster_weights(self, rng, draws: int, by: str) -> np.ndarray:
-        """How often every point is drawn when whole groups are, (draws, n); at least two groups (sizes) a
-        draw."""
+        """How often every point is drawn when whole groups are, (draws, n); at least two sizes a draw."""
         label = {"size": self.points.N, "seed": self.points.seed}.get(by)
         if label is None:
             raise InputError(f"bootstrap by {by!r} is unknown; choose residual, size or seed")

@@ -54,8 +54,7 @@ def best_split(f: Fit, Q: float = 50.0, N=None):
 
 
 def wandering(f: Fit, seeds: int = 10):
-    """What a random fifth of the official grid answers, seed by seed, beside the whole grid, the paper, and
-    us."""
+    """What a random fifth of the official grid answers, by seed, beside the whole grid, the paper, and us."""
     task = f.points.family
     rows = [best_of_fifth(task, seed) | {"what": "random fifth of the grid"} for seed in range(seeds)]
     rows.append(best_of_fifth(task, None) | {"what": "whole grid"})
@@ -106,8 +105,7 @@ def token_slopes(fits: dict[str, Fit]):
 
 
 def optimum_by_text(f: Fit, Q=(0, 1, 5, 10, 25, 50, 100, 200, 500), others: dict[str, Fit] | None = None):
-    """V* in closed form against Q with its interval, for a fit and for others by name (T = Q + V, another
-    law)."""
+    """V* in closed form against Q with its interval, for a fit and others by name (T = Q + V, other law)."""
     rows = []
     for name, one in ({f"{f.law.name}, T = {f.law.tokens}": f} | (others or {})).items():
         for q in Q:

@@ -58,8 +58,7 @@ def words(law: Law, Q=0.0, G=0.0, q_prime=0.0) -> str:
 
 
 def v_star_interval(fit: Fit, Q=0.0, G=0.0, q_prime=0.0, draws: Law | None = None) -> tuple[float, float]:
-    """95 % interval of V*: from the profile of alpha / beta where V* depends on nothing else, else from
-    draws."""
+    """95 % interval of V*: by the profile of alpha / beta where V* depends on nothing else, else by draws."""
     if fit.unidentified:
         return 0.0, np.inf
     if fit.law.closed and not fit.law.exponents[2:]:  # power and log-linear: V* falls as the ratio grows

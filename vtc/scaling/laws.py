@@ -1,5 +1,4 @@
-"""Laws of the error Y in LLM parameters N (billions) and tokens T, as objects whose docstring is the
-equation.
+"""Laws of the error Y in LLM parameters N (billions) and tokens T: objects whose docstring is the equation.
 
 A law is linear in its coefficients once its exponents are given: Y = sum_k coef_k * column_k(exponents).
 `columns` and `slopes` say how; `vtc.scaling.fitting` needs nothing else. Fields may be arrays (bootstrap
@@ -20,8 +19,7 @@ TOKENS = ("V", "Q+V")
 
 @dataclass(frozen=True)
 class Design:
-    """Where the law is evaluated: n = ln N (billions), T tokens, and the centre at which exponents are
-    quoted."""
+    """Where a law is evaluated: n = ln N (billions), T tokens, and the centre where exponents are quoted."""
 
     n: np.ndarray  # (n,) ln N
     T: np.ndarray  # (n,) tokens the law sees, V or Q + V
@@ -67,8 +65,7 @@ class Law:
         raise NotImplementedError
 
     def error(self, N, V, Q=0.0) -> np.ndarray:
-        """Predicted error 1 - score at N (billions), V visual and Q text tokens; draws come first: (m,
-        ...)."""
+        """Predicted error 1 - score at N (billions), V visual, Q text tokens; draws come first: (m, ...)."""
         T = np.asarray(V, float) + (np.asarray(Q, float) if self.tokens == "Q+V" else 0.0)
         n, T = np.broadcast_arrays(np.log(np.asarray(N, float)), T)
         theta, coef = self.vectors()  # (m, p), (m, k)
@@ -123,8 +120,7 @@ class Power(Law):
 
 @dataclass(frozen=True)
 class LogLinear(Law):
-    """Y(N, T) = A - alpha ln N - beta ln T: the power law's limit for small exponents; no floor, all
-    linear."""
+    """Y(N, T) = A - alpha ln N - beta ln T: the power law's limit for small exponents; no floor, linear."""
 
     A: float
     alpha: float
@@ -143,8 +139,7 @@ class LogLinear(Law):
 
 @dataclass(frozen=True)
 class Additive(Law):
-    """Y(N, T) = A / N^alpha + B / T^beta + D, with A, B, D >= 0; `ratio` is that of the slopes at the
-    centre."""
+    """Y(N, T) = A / N^alpha + B / T^beta + D, with A, B, D >= 0; `ratio` is the slopes' at the centre."""
 
     A: float
     alpha: float
@@ -206,8 +201,7 @@ class Interaction(Law):
 
 @dataclass(frozen=True)
 class Offset(Law):
-    """Y(N, T) = A / N^alpha * 1 / (T + c)^beta + D, with A, D >= 0 and c > 0, so that V = 0 has an error
-    too."""
+    """Y(N, T) = A / N^alpha * 1 / (T + c)^beta + D, with A, D >= 0 and c > 0: V = 0 has an error too."""
 
     A: float
     alpha: float

@@ -60,8 +60,7 @@ def _sse(p: Points, A, alpha, beta, D) -> float:
 
 
 def published_search(p: Points, configurations: int, seed: int = 0) -> tuple[dict, float]:
-    """Plain Python loops over shuffled configurations x sizes x token counts, as published -> (winner,
-    seconds)."""
+    """Python loops over shuffled configurations x sizes x token counts, as published -> (winner, seconds)."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*_axes(), indexing="ij"), -1).reshape(-1, 4)
     grid = grid[rng.choice(SIZE, configurations, replace=False)]

@@ -56,8 +56,7 @@ def points(N, V, Y, Q=None, seed=None, odd=None, family="all") -> Points:
 
 
 def published(task: str = "reasoning") -> Points:
-    """The paper's 28 points (Qwen1.5 with TokenPacker); task reasoning | ocr; `odd` marks the suspect
-    ones."""
+    """The paper's 28 points (Qwen1.5, TokenPacker); task reasoning | ocr; `odd` marks the suspect ones."""
     rows = [row for row in published_rows("scaling") if row["task"] == task]
     if not rows:
         raise InputError(
@@ -142,8 +141,7 @@ def _row(path: Path, line: int, row: dict, scale: float) -> dict:
 
 
 def sweep(rows, family: str = "reasoning", compressor: str | None = None) -> Points:
-    """Rows of this project's sweep (02_errors: N a plain count, V, seed, error_<family>) -> Points, N in
-    billions.
+    """Rows of our sweep (02_errors: N a plain count, V, seed, error_<family>) -> Points, N in billions.
 
     rows: a pandas DataFrame or a list of dicts; `compressor` picks one where there are several.
     """

@@ -1,5 +1,4 @@
-"""Variable projection, many problems at once: exponents by Levenberg-Marquardt, coefficients solved exactly
-inside.
+"""Variable projection, many at once: exponents by Levenberg-Marquardt, coefficients solved exactly inside.
 
 For given exponents every law is linear, so the coefficients (with their bounds) have a closed solution;
 what is left is a search over two or three exponents. Bootstrap draws and profile points are problems of one
