@@ -39,7 +39,10 @@ def answer_losses(vlm: VLM, packed, seen: Features) -> float:
         return vlm(packed, seen).item()
 
 
-@pytest.mark.parametrize("compressor", ["tokenpacker", "quecc", "pool"])
+STEERED = ["quecc", "quecc_shared", "quecc_light", "glances_steered"]
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", "pool", "glances", *STEERED])
 def test_packed_questions_are_learnt_as_if_alone(compressor):
     vlm, questions, seen = model(compressor), bank(1), features(1)
     rows = list(range(6))
@@ -60,27 +63,50 @@ def test_packed_questions_do_not_see_each_other():
     assert one == pytest.approx(answer_losses(vlm, replace(changed, weight=weight), seen), abs=1e-6)
 
 
-@pytest.mark.parametrize("compressor, V", [("tokenpacker", 4), ("quecc", 1), ("identity", 144), ("none", 0)])
-def test_generate_says_what_the_forward_pass_would(compressor, V):
-    """Greedy decoding with left padding and a cache, against the argmax of a full pass for each question."""
+@pytest.mark.parametrize(
+    "compressor, V", [("tokenpacker", 4), ("identity", 144), ("none", 0), *((name, 4) for name in STEERED)]
+)
+def test_generate_says_what_training_would(compressor, V):
+    """Greedy decoding with padding, caches and all questions at once, against training's pass over one."""
     vlm, seen = model(compressor, V), features(5)
+    vlm.config = replace(vlm.config, span=2)
+    says = torch.randn(
+        len(vlm.tokenizer), SIZE.d
+    )  # an untrained LLM repeats itself: its head is its embedding
+    says[: vlm.tokenizer.eos_token_id] = 0  # padding and unknown words are not spoken
+    vlm.llm.lm_head.weight = torch.nn.Parameter(says)
     asked = ["how many digits ?", "what shape is the red one ?", "read the digits ?", "describe ?"]
     asked.append("digit in first row second column ?")
     said = vlm.generate(seen, asked, max_new_tokens=3)
-    for i, question in enumerate(asked):
-        ids = torch.tensor([vlm.tokenizer(question)["input_ids"]])
-        words = []
-        for _ in range(3):
-            start = torch.tensor([vlm.tokenizer(question)["input_ids"]])[:, None]
-            before = vlm.visual(seen[i : i + 1], start) if V else torch.zeros(1, 0, SIZE.d)
-            x = torch.cat([before, vlm.llm.get_input_embeddings()(ids)], 1)
-            with torch.no_grad():
-                best = int(vlm.llm(inputs_embeds=x, use_cache=False).logits[0, -1].argmax())
-            if best == vlm.tokenizer.eos_token_id:
-                break
-            words.append(best)
-            ids = torch.cat([ids, torch.tensor([[best]])], 1)
-        assert said[i] == vlm.tokenizer.decode(words, skip_special_tokens=True).strip()
+    assert len(set(said)) > 1
+    for i, (question, answer) in enumerate(zip(asked, said)):
+        alone = train.Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
+        packed = alone.pack([[0]], np.zeros(1, int))
+        with torch.no_grad():
+            best = vlm.logits(packed, seen[i : i + 1]).argmax(-1).tolist()
+        right = packed.ids[0, alone.starts[0] :].tolist()
+        assert best[: min(3, len(right))] == right[:3]  # the fourth, the end, was added by the bank
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
+def test_several_questions_an_image_are_answered_as_each_alone(compressor):
+    vlm, seen = model(compressor), features(2)
+    turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"]]
+    alone = [[vlm.generate(seen[i : i + 1], [q])[0] for q in asked] for i, asked in enumerate(turns)]
+    assert vlm.generate(seen, turns) == alone
+
+
+def test_question_before_the_image_is_read_once():
+    """quecc_shared: the LLM reads the question once, as the prompt's beginning; quecc reads it twice."""
+    seen, read = features(1), {}
+    for name in ("quecc", "quecc_shared"):
+        vlm, tokens = model(name), []
+        vlm.llm.model.layers[0].register_forward_hook(
+            lambda _, x, y, tokens=tokens: tokens.append(y.shape[1])
+        )
+        vlm.generate(seen, ["what shape is the red one ?"], max_new_tokens=1)
+        read[name] = sum(tokens)
+    assert read == {"quecc": 7 + 4 + 7, "quecc_shared": 7 + 4}
 
 
 def test_generate_does_not_depend_on_its_neighbours():
@@ -108,7 +134,7 @@ def test_image_and_question_change_the_answer_distribution():
 
 def test_block_mask_by_hand():
     segment = torch.tensor([[SHARED, 0, 0, 1, NOBODY]])
-    seen = block_mask(segment)[0, 0] == 0
+    seen = block_mask(segment, torch.tensor([[0, 1, 2, 1, 0]]))[0, 0] == 0
     assert seen.tolist() == [
         [True, False, False, False, False],
         [True, True, False, False, False],

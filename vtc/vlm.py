@@ -202,90 +202,162 @@ class VLM(nn.Module):
         """The position that follows the visual tokens."""
         return min(self.V, self.config.span or self.V)
 
+    @property
+    def question_first(self) -> bool:
+        """Whether the question, all but its last token ("?"), stands before the image."""
+        return getattr(self.compressor, "question_source", None) == "prompt_prefix"
+
     def visual(self, features: Features, questions: Tensor | None = None) -> Tensor:
-        """Features (b, s, d) and questions (b, m, q) of token ids -> visual tokens (b, V, d_llm), or (b, m*V,
-        d_llm) where the compressor is steered by the question."""
+        """Features (b, s, d) -> visual tokens (b, V, d_llm), or (b, m V, d_llm) where questions steer them.
+
+        questions: token ids (b, m, q), padded on the right.
+        """
         if not self.compressor.needs_question:
             return self.projector(self.compressor(features))
-        b, m, _ = questions.shape
-        z = self.projector(self.compressor(features, self.question_vectors(questions)))  # (b*m, V, d_llm)
-        return z.view(b, m * self.V, -1)
+        real = questions != self.tokenizer.pad_token_id
+        if self.compressor.question_source == "embeddings":
+            return self.steered(features, self.llm.get_input_embeddings()(questions), mask=real)
+        if self.question_first:
+            real = F.pad(real[..., 1:], (0, 1))  # all but the last
+        return self.steered(features, self.question_vectors(questions, real))
+
+    def steered(self, features: Features, asked: Tensor, **mask: Tensor) -> Tensor:
+        """Visual tokens (b, m V, d_llm), given what the compressor reads of m questions an image."""
+        z = self.projector(self.compressor(features, asked, **mask))  # (b m, V, d_llm)
+        return z.view(len(asked), -1, z.shape[-1])
 
     @torch.no_grad()
-    def question_vectors(self, questions: Tensor) -> Tensor:
-        """Token ids (b, m, q), right-padded -> the LLM's last hidden state at each last token (b, m, d_llm).
+    def question_vectors(self, questions: Tensor, real: Tensor) -> Tensor:
+        """Token ids, and which are real, (b, m, q) -> its last hidden state at the last, (b, m, d_llm).
 
         A text-only pass through the same LLM, without gradient (arXiv 2411.03312, QueCC).
         """
-        b, m, q = questions.shape
-        ids = questions.view(b * m, q)
-        real = ids != self.tokenizer.pad_token_id
+        ids, real = questions.flatten(0, 1), real.flatten(0, 1)
         hidden = self.llm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).last_hidden_state
         last = (real.sum(1) - 1).clamp_min(0)
-        return hidden[torch.arange(b * m), last].view(b, m, -1)
+        return hidden[torch.arange(len(ids)), last].view(*questions.shape[:2], -1)
 
     def forward(self, packed: Packed, features: Features | None = None) -> Tensor:
-        """Mean over answers of their tokens' mean cross-entropy; the image's place is taken by
-        `packed.prefix` where there is one."""
-        embed = self.llm.get_input_embeddings()
-        b = len(packed.ids)
-        if packed.prefix is not None:
-            # The words of one cell are added up, as a visual token holds all that is seen at one place.
-            word = packed.prefix != self.tokenizer.pad_token_id  # (b, p, 2)
-            before = (embed(packed.prefix) * word[..., None]).sum(2)  # (b, p, d_llm)
-            whose = torch.where(word.any(2), SHARED, NOBODY)
-            place = torch.arange(before.shape[1]).expand(b, -1)
-            offset = (whose == SHARED).sum(1, keepdim=True)
-        else:
-            before = self.visual(features, packed.questions)  # (b, p, d_llm)
-            order = torch.arange(before.shape[1])
-            steered = self.compressor.needs_question
-            whose = (order // max(self.V, 1) if steered else torch.full_like(order, SHARED)).expand(b, -1)
-            place = self.places(order).expand(b, -1)
-            offset = self.after
-        kind = _precision(embed.weight)
-        x = torch.cat([before.to(kind), embed(packed.ids).to(kind)], 1)  # (b, p + t, d_llm)
-        segment = torch.cat([whose.to(x.device), packed.segment], 1)
-        position = torch.cat([place.to(x.device), packed.position + offset], 1)
-        out = self.llm.model(
-            inputs_embeds=x,
-            attention_mask=block_mask(segment).to(kind),
-            position_ids=position,
-            use_cache=False,
-        ).last_hidden_state  # (b, p + t, d_llm)
-        # The token before a target predicts it; a question has at least one token, so it is of the same
-        # question.
-        t = packed.ids.shape[1]
+        """Mean over answers of their tokens' mean cross-entropy; a scene in words may stand for the image."""
         weight = packed.weight[:, 1:]
         said = weight > 0
-        logits = self.llm.lm_head(out[:, -t:][:, :-1][said]).float()  # (answer tokens, vocabulary)
-        losses = F.cross_entropy(logits, packed.ids[:, 1:][said], reduction="none")
+        losses = F.cross_entropy(self.logits(packed, features), packed.ids[:, 1:][said], reduction="none")
         return (losses * weight[said]).sum() / weight.sum()
+
+    def logits(self, packed: Packed, features: Features | None = None) -> Tensor:
+        """What every token of an answer could have been: (answer tokens, vocabulary), row by row."""
+        embed = self.llm.get_input_embeddings()
+        before, whose, place, text = (
+            self._seen(packed, features) if packed.prefix is None else self._told(packed)
+        )
+        kind = _precision(embed.weight)
+        x = torch.cat([before.to(kind), embed(packed.ids).to(kind)], 1)  # (b, p + t, d_llm)
+        position = torch.cat([place, text], 1)
+        mask = block_mask(torch.cat([whose, packed.segment], 1), position).to(kind)
+        out = self.llm.model(
+            inputs_embeds=x, attention_mask=mask, position_ids=position, use_cache=False
+        ).last_hidden_state  # (b, p + t, d_llm)
+        # The token before a target predicts it; a question has a token or more, so that one is its own.
+        before_answers = out[:, -packed.ids.shape[1] : -1][packed.weight[:, 1:] > 0]
+        return self.llm.lm_head(before_answers).float()
+
+    def _told(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What stands before the text, whose it is, its positions and the text's: a scene told in words."""
+        # The words of one cell are added up, as a visual token holds all that is seen at one place.
+        word = packed.prefix != self.tokenizer.pad_token_id  # (b, p, 2)
+        before = (self.llm.get_input_embeddings()(packed.prefix) * word[..., None]).sum(2)  # (b, p, d_llm)
+        whose = torch.where(word.any(2), SHARED, NOBODY)
+        place = torch.arange(before.shape[1], device=before.device).expand(len(before), -1)
+        return before, whose, place, packed.position + (whose == SHARED).sum(1, keepdim=True)
+
+    def _seen(self, packed: Packed, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same of an image: its visual tokens, or one set of them for each question."""
+        before = self.visual(features, packed.questions)  # (b, p, d_llm)
+        order = torch.arange(before.shape[1], device=before.device).expand(len(before), -1)
+        place, text = self.places(order), packed.position
+        if not self.compressor.needs_question:
+            return before, torch.full_like(order, SHARED), place, text + self.after
+        whose = order // max(self.V, 1)
+        if not self.question_first:
+            return before, whose, place, text + self.after
+        asked = (packed.questions != self.tokenizer.pad_token_id).sum(-1).sub(1).clamp_min(0)  # (b, m)
+        later = text >= asked.gather(1, packed.segment.clamp_min(0))  # (b, t) behind the image
+        return before, whose, place + asked.gather(1, whose), text + later * self.after
 
     @torch.no_grad()
     def generate(
-        self, features: Features | Tensor | None, questions: list[str], max_new_tokens: int = 10
-    ) -> list[str]:
-        """Greedy answers, a question an image: features (b, s, d) or uint8 images (b, pixels, pixels, 3)."""
+        self,
+        features: Features | Tensor | None,
+        questions: list[str] | list[list[str]],
+        max_new_tokens: int = 10,
+    ) -> list[str] | list[list[str]]:
+        """Greedy answers, to one question an image or to several, which share what does not depend on them.
+
+        Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
+        """
         if isinstance(features, Tensor):
             features = self._tower()(features)
-        tokenizer, embed = self.tokenizer, self.llm.get_input_embeddings()
-        device = embed.weight.device
-        asked = tokenizer(questions, padding=True, padding_side="left", return_tensors="pt").to(device)
-        ids, real = asked["input_ids"], asked["attention_mask"]
-        x, position = embed(ids), (real.cumsum(1) - 1).clamp_min(0) + self.after
-        if self.V:
-            alone = tokenizer(questions, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-            before = self.visual(features, alone.to(device)[:, None])  # (b, V, d_llm)
-            x = torch.cat([before.to(x.dtype), x], 1)  # visual tokens, padding, question
-            real = torch.cat([real.new_ones(len(x), self.V), real], 1)
-            order = torch.arange(self.V, device=device)
-            position = torch.cat([self.places(order).expand(len(x), -1), position], 1)
-        out = self.llm.generate(
-            inputs_embeds=x, attention_mask=real, position_ids=position, max_new_tokens=max_new_tokens,
-            do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
+        if not questions or isinstance(questions[0], str):
+            return self._answers(features, [[q] for q in questions], max_new_tokens)
+        m = max(map(len, questions))
+        flat = self._answers(
+            features, [[*turns, *[""] * (m - len(turns))] for turns in questions], max_new_tokens
+        )
+        return [flat[i * m : i * m + len(turns)] for i, turns in enumerate(questions)]
+
+    def _answers(self, features: Features | None, turns: list[list[str]], max_new_tokens: int) -> list[str]:
+        """Answers to m questions for each of b images, b m in all, image by image."""
+        embed, pad = self.llm.get_input_embeddings(), self.tokenizer.pad_token_id
+        flat, m = [q for asked in turns for q in asked], max(map(len, turns), default=1)
+        asked = self.tokenizer(flat, padding=True, padding_side="left", return_tensors="pt").to(
+            embed.weight.device
+        )
+        ids, real = asked["input_ids"], asked["attention_mask"]  # (b m, q)
+        position = (real.cumsum(1) - 1).clamp_min(0)
+        if not self.V:
+            return self._decode(embed(ids), real, position, max_new_tokens)
+        cache, order = None, torch.arange(self.V, device=ids.device)
+        if self.question_first:  # the vector comes with the cache of the prompt's first part
+            first = self.llm.model(
+                input_ids=ids[:, :-1],
+                attention_mask=real[:, :-1],
+                position_ids=position[:, :-1],
+                use_cache=True,
+            )
+            cache, vectors = first.past_key_values, first.last_hidden_state[:, -1].view(len(turns), m, -1)
+            z, start = self.steered(features, vectors), position[:, -1:]
+            ids, position = ids[:, -1:], position[:, -1:]
+            seen = torch.cat([real[:, :-1], real.new_ones(len(flat), self.V), real[:, -1:]], 1)
+        else:
+            right = self.tokenizer(flat, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+            z, start = self.visual(features, right.to(ids.device).view(len(turns), m, -1)), 0
+            seen = torch.cat([real.new_ones(len(flat), self.V), real], 1)
+        z = z.view(len(flat), self.V, -1) if self.compressor.needs_question else z.repeat_interleave(m, 0)
+        x = torch.cat(
+            [z.to(embed.weight.dtype), embed(ids)], 1
+        )  # (b m, V + q, d_llm): visual, padding, question
+        place = (self.places(order) + start).expand(len(flat), -1)
+        return self._decode(x, seen, torch.cat([place, position + self.after], 1), max_new_tokens, cache)
+
+    def _decode(
+        self, x: Tensor, real: Tensor, position: Tensor, max_new_tokens: int, cache=None
+    ) -> list[str]:
+        """The likeliest token again and again, until every row has said its end."""
+        said, done = [], torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for _ in range(max_new_tokens):
+            out = self.llm(
+                inputs_embeds=x, attention_mask=real, position_ids=position, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            token = out.logits[:, -1].argmax(-1).masked_fill(done, self.tokenizer.pad_token_id)  # (b,)
+            said.append(token)
+            done |= token == self.tokenizer.eos_token_id
+            if done.all():
+                break
+            x, cache = self.llm.get_input_embeddings()(token)[:, None], out.past_key_values
+            real, position = torch.cat([real, real.new_ones(len(x), 1)], 1), position[:, -1:] + 1
+        texts = self.tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _tower(self) -> Tower:
         if self.tower[0] is None:
@@ -354,12 +426,13 @@ def _precision(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def block_mask(segment: Tensor) -> Tensor:
-    """Segments (b, t) -> additive mask (b, 1, t, t): a token sees itself, what stands before it in its own
-    question, and what all may see (SHARED)."""
-    t = segment.shape[1]
+def block_mask(segment: Tensor, position: Tensor) -> Tensor:
+    """Segments and positions (b, t) -> additive mask (b, 1, t, t).
+
+    A token sees itself, and of its own question and of what all may see (SHARED) whatever stands before it.
+    """
     mine, theirs = segment[:, :, None], segment[:, None, :]
-    earlier = torch.ones(t, t, dtype=torch.bool, device=segment.device).tril()
+    earlier = position[:, None, :] <= position[:, :, None]
     allow = ((mine == theirs) | (theirs == SHARED)) & earlier & (theirs != NOBODY)
-    allow |= torch.eye(t, dtype=torch.bool, device=segment.device)  # padding sees itself, so no row is empty
+    allow |= torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)  # padding: no row is empty
     return torch.where(allow, 0.0, -1e4)[:, None]
