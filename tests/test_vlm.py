@@ -197,8 +197,6 @@ def test_many_visual_tokens_share_the_positions_of_few():
     assert vlm.places(torch.arange(16)).tolist() == list(range(16))
     vlm.config = replace(vlm.config, span=4)
     assert vlm.after == 4
-    assert vlm.places(torch.arange(18)).tolist() == [
-        *(i / 4 for i in range(16)),
-        0,
-        0.25,
-    ]  # the next question's
+    rows = vlm.places(torch.arange(16)).view(4, 4).tolist()  # four blocks of two by two
+    assert rows == [[0, 0.25, 1, 1.25], [0.5, 0.75, 1.5, 1.75], [2, 2.25, 3, 3.25], [2.5, 2.75, 3.5, 3.75]]
+    assert vlm.places(torch.tensor([16, 17])).tolist() == [0, 0.25]  # the next question's

@@ -27,14 +27,14 @@ def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
     ]
 
 
-def zoo(p: Profile, names: tuple[str, ...] = ("pool", "quecc")) -> list[dict]:
+# beside TokenPacker, whose rows the sweep has: the plainest one, QueCC in three forms, and two of our own
+RIVALS = ("pool", "quecc", "quecc_shared", "quecc_light", "glances", "glances_steered")
+
+
+def zoo(p: Profile, names: tuple[str, ...] = RIVALS) -> list[dict]:
     """These compressors at few tokens with one LLM, and every patch handed to the largest (identity)."""
     largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
-    small = [
-        {"size": p.zoo_size, "V": V, "compressor": name}
-        for V in reversed(p.zoo_V)
-        for name in reversed(names)
-    ]
+    small = [{"size": p.zoo_size, "V": V, "compressor": name} for V in p.zoo_V for name in names]
     return [case | {"seed": seed} for seed in p.seeds for case in (largest, *small)]
 
 

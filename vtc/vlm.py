@@ -10,6 +10,7 @@ against each other).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -193,9 +194,18 @@ class VLM(nn.Module):
         return self.compressor.tokens
 
     def places(self, order: Tensor) -> Tensor:
-        """Where visual tokens of that order stand: one apart, or closer where more than `span` would be."""
-        place = order % max(self.V, 1)
-        return place * (self.after / self.V) if self.after < self.V else place
+        """Positions of visual tokens of that order: one apart or, if more than `span`, block by block.
+
+        The grid of tokens is then read as `span` square blocks, one position each; tokens of a block share it
+        out row by row. So neighbours of two rows stand close, as the places of a scene told in words do.
+        """
+        place, n, blocks = order % max(self.V, 1), math.isqrt(self.V), math.isqrt(self.after)
+        if self.after == self.V:
+            return place
+        if n * n != self.V:
+            return place * (self.after / self.V)
+        y, x = place // n * (blocks / n), place % n * (blocks / n)  # in blocks
+        return y.floor() * blocks + x.floor() + y % 1 + x % 1 * (blocks / n)
 
     @property
     def after(self) -> int:
