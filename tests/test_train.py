@@ -128,12 +128,27 @@ def test_errors_average_tasks_not_questions():
 
 
 def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
-    cached = tower.features(smoke, "test")
+    cached = tower.features(smoke, "test", selecting=True)
     images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
     with torch.no_grad():
-        fresh = tower.pretrained(smoke)(images)
+        fresh = tower.pretrained(smoke)(images, selecting=True)
     assert torch.allclose(cached.levels[:3].float(), fresh.levels, atol=0.1, rtol=0.05)  # the cache is bf16
     assert torch.equal(cached.last, cached.levels[..., -smoke.tower.d :])
+    heads = smoke.tower.heads
+    assert cached.attention[:3].shape == (3, heads, smoke.s) and cached.keys[:3].shape[1:3] == (
+        smoke.s,
+        heads,
+    )
+    assert torch.allclose(cached.attention[:3].float(), fresh.attention, atol=1e-3)
+    assert torch.allclose(cached.keys[:3].float(), fresh.keys, atol=0.1, rtol=0.05)
+    paid = cached.attention.float().sum(-1)  # what the class token takes is not counted
+    assert (paid < 1.01).all() and (paid > 0.5).all()
+
+
+@pytest.mark.parametrize("name", ["prumerge_plus", "visionzip", "tome", "dct"])
+def test_compressors_without_training_go_the_whole_way(smoke, name):
+    case = {"size": "xs", "V": 16, "compressor": name, "seed": 0}
+    assert 0 <= sweep.measure(smoke, case)["error_reasoning"] <= 1
 
 
 def vtc_says(*words, env=None):

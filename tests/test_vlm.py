@@ -1,5 +1,6 @@
 """The model: packed questions answered as if alone; the image reaches the answer; save, load, generate."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -22,10 +23,10 @@ def features(b: int, seed: int = 0) -> Features:
     return Features(levels=levels, last=levels[..., -P.tower.d :])
 
 
-def model(compressor: str = "tokenpacker", V: int = 4) -> VLM:
+def model(compressor: str = "tokenpacker", V: int = 4, **options) -> VLM:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    case = train.Case("test", V, compressor, 0)
+    case = train.Case("test", V, compressor, 0, json.dumps(options))
     return train._assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
 
 
@@ -94,6 +95,21 @@ def test_several_questions_an_image_are_answered_as_each_alone(compressor):
     turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"]]
     alone = [[vlm.generate(seen[i : i + 1], [q])[0] for q in asked] for i, asked in enumerate(turns)]
     assert vlm.generate(seen, turns) == alone
+
+
+def test_tokens_dropped_inside_the_llm():
+    """FastV trains as identity does, and answers as it does where it keeps all."""
+    asked, seen = ["describe ?", "what shape is the red one ?"], features(2)
+    whole, all_kept, few = model("identity", P.s), model("fastv", P.s, layer=1), model("fastv", 4, layer=1)
+    for other in (all_kept, few):
+        other.load_state_dict(whole.state_dict())
+        packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
+        assert answer_losses(other, packed, seen) == answer_losses(whole, packed, seen)
+    assert all_kept.generate(seen, asked) == whole.generate(seen, asked)
+    lengths = []
+    few.llm.model.layers[1].register_forward_hook(lambda _, x, y: lengths.append(y.shape[1]))
+    few.generate(seen, asked, max_new_tokens=3)
+    assert lengths == [4 + 7, 1, 1]
 
 
 def test_question_before_the_image_is_read_once():
@@ -200,3 +216,12 @@ def test_many_visual_tokens_share_the_positions_of_few():
     rows = vlm.places(torch.arange(16)).view(4, 4).tolist()  # four blocks of two by two
     assert rows == [[0, 0.25, 1, 1.25], [0.5, 0.75, 1.5, 1.75], [2, 2.25, 3, 3.25], [2.5, 2.75, 3.5, 3.75]]
     assert vlm.places(torch.tensor([16, 17])).tolist() == [0, 0.25]  # the next question's
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
+def test_where_tokens_look_depends_on_the_question_where_it_steers(compressor):
+    vlm, seen = model(compressor), features(1)
+    looks = vlm.where(seen, ["what shape is the red one ?", "read the digits ?"])
+    assert looks.shape == (2, 4, P.s)
+    assert torch.allclose(looks.sum(-1), torch.ones(2, 4), atol=1e-5)
+    assert torch.equal(looks[0], looks[1]) == (not vlm.compressor.needs_question)

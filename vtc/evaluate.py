@@ -44,7 +44,7 @@ def questions(p: Profile) -> list[data.Question]:
 @torch.no_grad()
 def answers(p: Profile, model: VLM, asked: list[data.Question], batch: int = 128) -> list[str]:
     """The model's answer to each question, asked alone about its image."""
-    features, said = tower.features(p, "test"), []
+    features, said = tower.features(p, "test", model.compressor.selects), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
     )  # alike in length, less padding
@@ -73,7 +73,7 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "questions"):
         files, texts, right = zip(*talks[start : start + 32])
-        features = tower.of_files(model.tower[0], list(files))
+        features = tower.of_files(model.tower[0], list(files), model.compressor.selects)
         longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
         for answer, truth in zip(model.generate(features, list(texts), longest), right):
             exact.append(answer == truth)

@@ -48,7 +48,7 @@ class Recipe:
     checkpoint_every: int = 200  # steps between two checkpoints
     # Positions that an image's visual tokens take up at most, closer together where they are more (as in
     # V2PE, arXiv 2412.09616); None: one each. With 16, the cells of a scene told in words, 144 tokens stay
-    # where the LLM has read before: attribute .33 -> 1.00 (LLM m, one seed); in blocks rather than row by row,
+    # where the LLM has read before: attribute .33 -> 1.00 (LLM m, one seed); in blocks, not row by row,
     # read .85 -> .91 (LLM l).
     span: int | None = None
 

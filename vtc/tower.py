@@ -42,22 +42,38 @@ class Tower(nn.Module):
         self.register_buffer("mean", torch.tensor([0.4814, 0.4578, 0.4082]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.2686, 0.2613, 0.2758]).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Features:
-        """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels)."""
-        x = (
-            images.permute(0, 3, 1, 2)
-            .float()
-            .div(255)
-            .sub(self.mean)
-            .div(self.std)
-            .to(self.visual.conv1.weight.dtype)
-        )  # (b, 3, pixels, pixels)
-        layers = [i - 1 for i in self.size.levels]
-        out = self.visual.forward_intermediates(
-            x, indices=layers, stop_early=True, intermediates_only=True, output_fmt="NLC"
-        )
+    def forward(self, images: Tensor, selecting: bool = False) -> Features:
+        """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels).
+
+        selecting: also what the training-free selectors read of the layer of `last`: attention (b, heads, s)
+        and keys (b, s, heads, d / heads).
+        """
+        x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
+        block, read = self.visual.transformer.resblocks[self.size.levels[-1] - 1], []
+        hook = block.ln_1.register_forward_hook(lambda module, given, out: read.append(out))
+        with hook:
+            out = self.visual.forward_intermediates(
+                x.to(self.visual.conv1.weight.dtype), indices=[i - 1 for i in self.size.levels],
+                stop_early=True, intermediates_only=True, output_fmt="NLC",
+            )  # fmt: skip
         levels = torch.cat(out["image_intermediates"], -1)  # (b, s, d * levels)
-        return Features(levels=levels, last=levels[..., -self.size.d :])
+        more = self._selecting(read[0], block.attn) if selecting else {}
+        return Features(levels=levels, last=levels[..., -self.size.d :], **more)
+
+    def _selecting(self, x: Tensor, attn: nn.MultiheadAttention) -> dict[str, Tensor]:
+        """Normed input (b, 1 + s, d) of a layer -> who is attended to, and keys.
+
+        CLIP's class token says what matters. The tower trained here never asks its own, so a patch counts by
+        the attention all patches pay it, as VisionZip (arXiv 2412.04467) does for towers without one.
+        """
+        d = x.shape[-1]
+        q, k = F.linear(x, attn.in_proj_weight[: 2 * d], attn.in_proj_bias[: 2 * d]).chunk(2, -1)
+        q, k = (
+            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k)
+        )  # (b, h, 1 + s, c)
+        weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
+        row = weights[:, :, 0] if self.size.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
+        return {"attention": row[..., 1:], "keys": k[:, :, 1:].transpose(1, 2)}
 
 
 def _visual(size: TowerSize, pixels: int) -> nn.Module:
@@ -181,41 +197,47 @@ def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, floa
             "digit": right[digit].float().mean().item()}  # fmt: skip
 
 
-def features(p: Profile, split: str) -> Features:
-    """Features of all the profile's images of that split, made once, kept as bf16: levels (n, s, d_levels).
+def features(p: Profile, split: str, selecting: bool = False) -> Features:
+    """Features of all the profile's images of that split, made once, kept as bf16; see `Tower.forward`.
 
-    The file is mapped, not read, so several processes share one copy; `last` is a view into `levels`.
+    The files are mapped, not read, so several processes share one copy; `last` is a view into `levels`.
     """
-    file = p.cache / f"features-{split}.safetensors"
+    levels = _kept(p, split, "features", ("levels",))["levels"]  # (n, s, d_levels)
+    more = _kept(p, split, "selecting", ("attention", "keys")) if selecting else {}
+    return Features(levels=levels, last=levels[..., -p.tower.d :], **more)
+
+
+def _kept(p: Profile, split: str, name: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Those parts of all images' features, from the cache, where they are put first if need be."""
+    file = p.cache / f"{name}-{split}.safetensors"
     with once(file) as missing:
         if missing:
-            save_whole({"levels": _levels(pretrained(p), p, split)}, file)
-    levels = load_file(file)["levels"]
-    return Features(levels=levels, last=levels[..., -p.tower.d :])
+            save_whole(_over_images(pretrained(p), p, split, parts), file)
+    return load_file(file)
 
 
 @torch.no_grad()
-def _levels(tower: Tower, p: Profile, split: str) -> Tensor:
-    """Features of all images of that split -> (n, s, d_levels) bf16."""
-    scenes, chunk = images_of(p, split), 256
-    parts = []
+def _over_images(tower: Tower, p: Profile, split: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Those parts of the features of all images of that split, as bf16."""
+    scenes, chunk, found = images_of(p, split), 256, {part: [] for part in parts}
     for start in bar(range(0, len(scenes), chunk), f"{split} features"):
         rows = range(start, min(start + chunk, len(scenes)))
         images = torch.from_numpy(data.render(scenes, split, p.pixels, rows))
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            parts.append(tower(images).levels.bfloat16())
-    return torch.cat(parts)
+            seen = tower(images, selecting="keys" in parts)
+        for part in parts:
+            found[part].append(getattr(seen, part).bfloat16())
+    return {part: torch.cat(pieces) for part, pieces in found.items()}
 
 
 @torch.no_grad()
-def of_files(tower: Tower, files: list[Path]) -> Features:
+def of_files(tower: Tower, files: list[Path], selecting: bool = False) -> Features:
     """Features of images on disk, each resized to the tower's square; InputError names one it cannot read."""
-    parts = []
+    seen = []
     for start in bar(range(0, len(files), 64), "features"):
         images = np.stack([data.load_image(f, tower.pixels) for f in files[start : start + 64]])
-        parts.append(tower(torch.from_numpy(images)).levels)
-    levels = torch.cat(parts)
-    return Features(levels=levels, last=levels[..., -tower.size.d :])
+        seen.append(tower(torch.from_numpy(images), selecting))
+    return Features.cat(seen)
 
 
 def images_of(p: Profile, split: str) -> data.Scenes:

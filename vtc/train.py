@@ -192,7 +192,8 @@ def _assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
 
 def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
-    model, features = build(p, case), tower.features(p, "train")
+    model = build(p, case)
+    features = tower.features(p, "train", model.compressor.selects)
     scenes = tower.images_of(p, "train")
     described = data.ask(scenes, ("describe", "read"), "train", seed=4)
     asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
@@ -260,7 +261,7 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     eyes = tower.pretrained(p)
     model = _assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
     model.tower[0] = eyes
-    features = tower.of_files(eyes, [c.image for c in talks])
+    features = tower.of_files(eyes, [c.image for c in talks], model.compressor.selects)
     bank = Bank(asked, tokenizer)
     return teach(p, case, model, features, bank, bank)
 

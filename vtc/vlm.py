@@ -190,8 +190,8 @@ class VLM(nn.Module):
 
     @property
     def V(self) -> int:
-        """Visual tokens that enter the LLM for each image."""
-        return self.compressor.tokens
+        """Visual tokens that enter the LLM for each image; cost class D drops some of them only inside."""
+        return self.config.grid**2 if self.compressor.cost_class == "D" else self.compressor.tokens
 
     def places(self, order: Tensor) -> Tensor:
         """Positions of visual tokens of that order: one apart or, if more than `span`, block by block.
@@ -224,12 +224,29 @@ class VLM(nn.Module):
         """
         if not self.compressor.needs_question:
             return self.projector(self.compressor(features))
+        asked, mask = self.read(questions)
+        return self.steered(features, asked, **mask)
+
+    def read(self, questions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Token ids (b, m, q) -> what the compressor reads of them: vectors, or embeddings and a mask."""
         real = questions != self.tokenizer.pad_token_id
         if self.compressor.question_source == "embeddings":
-            return self.steered(features, self.llm.get_input_embeddings()(questions), mask=real)
+            return self.llm.get_input_embeddings()(questions), {"mask": real}
         if self.question_first:
             real = F.pad(real[..., 1:], (0, 1))  # all but the last
-        return self.steered(features, self.question_vectors(questions, real))
+        return self.question_vectors(questions, real), {}
+
+    @torch.no_grad()
+    def where(self, features: Features, questions: list[str]) -> Tensor:
+        """Where each visual token of one image looks as the question changes: (m, V, s), rows add up to 1."""
+        ids = self.tokenizer(questions, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+        if not self.compressor.needs_question:
+            return self.compressor.where(features).expand(len(questions), -1, -1)
+        rows = []
+        for one in ids:
+            asked, mask = self.read(one[None, None])
+            rows.append(self.compressor.where(features, asked, **mask))  # (1, V, s)
+        return torch.cat(rows)
 
     def steered(self, features: Features, asked: Tensor, **mask: Tensor) -> Tensor:
         """Visual tokens (b, m V, d_llm), given what the compressor reads of m questions an image."""
@@ -306,7 +323,7 @@ class VLM(nn.Module):
         Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
         """
         if isinstance(features, Tensor):
-            features = self._tower()(features)
+            features = self._tower()(features, self.compressor.selects)
         if not questions or isinstance(questions[0], str):
             return self._answers(features, [[q] for q in questions], max_new_tokens)
         m = max(map(len, questions))
@@ -317,7 +334,7 @@ class VLM(nn.Module):
 
     def _answers(self, features: Features | None, turns: list[list[str]], max_new_tokens: int) -> list[str]:
         """Answers to m questions for each of b images, b m in all, image by image."""
-        embed, pad = self.llm.get_input_embeddings(), self.tokenizer.pad_token_id
+        embed = self.llm.get_input_embeddings()
         flat, m = [q for asked in turns for q in asked], max(map(len, turns), default=1)
         asked = self.tokenizer(flat, padding=True, padding_side="left", return_tensors="pt").to(
             embed.weight.device
@@ -347,7 +364,12 @@ class VLM(nn.Module):
             [z.to(embed.weight.dtype), embed(ids)], 1
         )  # (b m, V + q, d_llm): visual, padding, question
         place = (self.places(order) + start).expand(len(flat), -1)
-        return self._decode(x, seen, torch.cat([place, position + self.after], 1), max_new_tokens, cache)
+        position = torch.cat([place, position + self.after], 1)
+        if self.compressor.cost_class != "D":
+            return self._decode(x, seen, position, max_new_tokens, cache)
+        image = torch.arange(x.shape[1], device=x.device).expand(len(x), -1) < self.V
+        with self.compressor.inside(self.llm.model.layers, image):
+            return self._decode(x, seen, position, max_new_tokens)
 
     def _decode(
         self, x: Tensor, real: Tensor, position: Tensor, max_new_tokens: int, cache=None

@@ -35,6 +35,14 @@ class Features:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Features(**{name: part if part is None else change(part) for name, part in parts.items()})
 
+    @staticmethod
+    def cat(pieces: list[Features]) -> Features:
+        """The batches one behind the other."""
+        parts = {f.name: [getattr(piece, f.name) for piece in pieces] for f in fields(Features)}
+        return Features(
+            **{name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
+        )
+
     def __getitem__(self, index) -> Features:
         """Images `index` (slice, list or index tensor) of the batch."""
         return self.map(lambda part: part[index])
@@ -79,6 +87,11 @@ class Compressor(nn.Module):
         raise InputError(
             f"{self.name} cannot give V = {tokens} from a {self.grid} x {self.grid} grid: use one of {listed}"
         )
+
+    @property
+    def selects(self) -> bool:
+        """Whether it reads more of the tower than its outputs: attention or keys."""
+        return self.needs_attention or self.needs_keys
 
     def width_of(self, which: str) -> int:
         if width := getattr(self, which):
