@@ -41,6 +41,15 @@ def questions(p: Profile) -> list[data.Question]:
     return data.ask(tower.images_of(p, "test"), data.TASKS, "test", seed=6, limit=p.questions_test)
 
 
+def looked_at(p: Profile) -> tuple[int, list[str]]:
+    """A test image and three questions about it, to see where a token looks as the question changes."""
+    about: dict[int, list[str]] = {}
+    for q in data.ask(tower.images_of(p, "test"), ("attribute", "read"), "test", seed=6, each=2):
+        if q.text not in about.setdefault(q.image, []):
+            about[q.image].append(q.text)
+    return next((i, texts) for i, texts in about.items() if len(texts) == 3 and texts[-1].startswith("read"))
+
+
 @torch.no_grad()
 def answers(p: Profile, model: VLM, asked: list[data.Question], batch: int = 128) -> list[str]:
     """The model's answer to each question, asked alone about its image."""

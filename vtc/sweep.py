@@ -9,10 +9,14 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 
-from vtc import InputError, profiles, records, train
-from vtc.evaluate import answers, errors, questions, score
+from vtc import InputError, profiles, records, tower, train
+from vtc.evaluate import answers, errors, looked_at, questions, score
 from vtc.profiles import Profile
+from vtc.vlm import VLM
+
+LOOKED_AT = 4  # the most tokens whose looks are kept; more of them see little each
 
 STEM, ZOO = "02_errors", "05_zoo"  # the sweep over N and V, and the compressors side by side
 
@@ -64,7 +68,29 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
     row = {"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes}
+    row["looks"] = looks(p, model) if 0 < case.V <= LOOKED_AT else ""
     return row | {"scores": packed(scores)}
+
+
+def looks(p: Profile, model: VLM) -> str:
+    """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
+    image, asked = looked_at(p)
+    where = model.where(tower.features(p, "test", model.compressor.selects)[[image]].to(torch.float32), asked)
+    return packed((where / where.amax(-1, keepdim=True)).flatten().tolist())
+
+
+def looked(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
+    """Rows with `looks` at that V, one seed each -> compressor, question, token, x, y (patches), weight."""
+    _, asked = looked_at(p)
+    there = rows.assign(looks=rows.get("looks", "")).query("V == @V and looks.str.len() > 0")
+    parts = []
+    for row in there.drop_duplicates("compressor").itertuples():
+        weight = unpacked(row.looks)
+        m, token, y, x = np.indices((len(asked), V, p.g, p.g)).reshape(4, -1)
+        part = {"question": np.array(asked)[m], "token": token, "x": x, "y": y, "weight": weight}
+        parts.append(pd.DataFrame(part).assign(compressor=row.compressor))
+    columns = ["compressor", "question", "token", "x", "y", "weight"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def packed(scores: list[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from vtc import data, figures
@@ -73,3 +74,23 @@ def at_cost(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     words = base.mark_text(dy=-10, fontSize=11).encode(text="V:O")
     title = alt.Title("The same at equal cost", subtitle=[figures.provenance(rows, p), "numbers: V"])
     return (base.mark_line(point=True) + words).properties(title=title, width=430, height=300)
+
+
+def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
+    """One image, and where each compressor's tokens look in it: a row a compressor, a column a question.
+
+    frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
+    """
+    y, x = np.indices(image.shape[:2]).reshape(2, -1)
+    color = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in image.reshape(-1, 3)]
+    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
+    dots = alt.Chart(pd.DataFrame({"x": x, "y": y, "color": color})).mark_rect()
+    picture = dots.encode(**corner, color=alt.Color("color:N", scale=None))
+    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
+    seen = alt.Chart(frame).mark_rect().encode(**corner, color=blues).properties(width=150, height=150)
+    maps = seen.facet(
+        row=alt.Row("compressor:N", title=None), column=alt.Column("question:N", title=None, sort=None)
+    )
+    title = alt.Title("Where tokens look, as the question changes", subtitle=f"profile {p.name}, one seed")
+    whole = picture.properties(width=150, height=150, title="the image")
+    return alt.hconcat(whole, maps).resolve_scale(color="independent").properties(title=title)
