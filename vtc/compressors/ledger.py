@@ -173,11 +173,15 @@ def count(
     """Operations of a compressor by its registered name and shape, as given to `build`.
 
     options: the compressor's, and for some `words` (question length) or `d_keys` (width of the tower's keys).
-    Raises `InputError` for an unknown name; a class without a formula raises KeyError.
+    A class without a formula (one of your own) is built, and instrumented on the meta device. Raises
+    `InputError` for an unknown name.
     """
-    from vtc.compressors import entry
+    from vtc.compressors import build, entry
 
     cls, preset = entry("none" if tokens == 0 else name)
+    if cls not in FORMULAS:
+        shape = dict(tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_llm=d_llm, d_question=d_question)
+        return Count(instrumented(build(name, **shape, **options)))
     return FORMULAS[cls](tokens, grid**2, d, d_levels, d_llm, d_question, **{**preset, **options})
 
 

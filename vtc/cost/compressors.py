@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtc.compressors import entry, ledger
+from vtc.compressors import entry, find, ledger
 from vtc.cost.shapes import TowerShape
 
 AT_LLM_WIDTH = ("TokenPacker", "MQT", "PoolAfter", "Glances", "LLaVAMiniFused")
@@ -64,7 +64,7 @@ def compressor(name: str, tower: TowerShape, V, d_llm) -> CompressorCost:
         fixed=fixed[where].reshape(V.shape),
         elements=s * (d + levels) + V * D + (8 * s * d if cls in WEIGHTS else 0),
         weights=weights,
-        at_llm_width=cls in AT_LLM_WIDTH,
+        at_llm_width=cls in AT_LLM_WIDTH or (cls not in ledger.FORMULAS and find(name).ends_at_llm),
         question_pass=source if cls == "QueCC" and options.get("question", True) else None,
         fusion_layers=FUSION_LAYERS if cls == "LLaVAMiniFused" else 0,
         drops_after=options.get("layer", 2) if cls == "FastV" else None,
