@@ -200,6 +200,13 @@ def test_quecc_equals_loop_over_windows(k):
         torch.testing.assert_close(fast, fast_train, atol=1e-4, rtol=1e-4)
 
 
+def test_folded_maps_work_for_weights_made_in_inference_mode(monkeypatch):
+    monkeypatch.setattr(windowed, "FOLD", 4)
+    with torch.inference_mode():
+        module, ask = make("quecc", 4), torch.randn(3, LLM)
+        assert torch.equal(module(features(), ask), module(features(), ask))
+
+
 @pytest.mark.parametrize("name, tokens", [("quecc", 1), ("quecc", 4), ("tokenpacker", 9)])
 def test_folded_maps_change_nothing(name, tokens, monkeypatch):
     """Wide compressors without gradients take the second map's input in place of its output."""
@@ -214,9 +221,8 @@ def test_folded_maps_change_nothing(name, tokens, monkeypatch):
             folded = module(features(), ask)
             torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(module.attend.where(*reads(module, ask)), seen, atol=1e-5, rtol=1e-4)
-            for (
-                p
-            ) in module.attend.parameters():  # the second time with other weights: what is kept is made anew
+            # the second time with other weights: what is kept is made anew
+            for p in module.attend.parameters():
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
 
 

@@ -87,7 +87,7 @@ class WindowAttention(nn.Module):
         their constants) that take h in its place: key (width, width), (width,); value likewise. Kept until
         weights change."""
         parts = (self.kv_weight, self.kv_bias, self.key_scale, self.value_scale, self.k_weight, self.v.weight)
-        state = tuple((part.data_ptr(), part._version) for part in parts)
+        state = tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts)
         if self._folded is None or self._folded[0] != state:
             weight, bias = (part.double() for part in self.centred())
             r = torch.linalg.qr(torch.cat([weight, bias], 1).transpose(1, 2), mode="r").R
