@@ -1,5 +1,6 @@
 """Counted cost: against an instrumented count, against hand-worked cases, and as a planner uses it."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -185,9 +186,11 @@ def test_largest_batch_is_the_last_that_fits():
     assert cost.largest_batch(pipe, l4, 1, 50, 32) > 3 * most
 
 
-def test_fitted_shares_are_recovered():
+@pytest.mark.parametrize("overlap", [True, False])
+def test_fitted_shares_are_recovered(overlap):
     rng, a100 = np.random.default_rng(0), cost.hardware("a100")
     flops, moved = 10 ** rng.uniform(9, 13, 60), 10 ** rng.uniform(8, 10.5, 60)
+    a100 = dataclasses.replace(a100, overlap=overlap)
     true = a100.with_shares(0.61, 0.83)
     measured = cost.seconds(cost.Work(flops, moved), true) * rng.lognormal(0, 0.02, 60)
     fitted, miss = cost.fit_shares(flops, moved, measured, a100)

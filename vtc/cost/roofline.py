@@ -26,6 +26,7 @@ class Hardware:
     source: str = ""
     compute_share: float = 1.0  # share of the peak reached; 1 gives the floor
     bandwidth_share: float = 1.0  # share of the bandwidth reached
+    overlap: bool = True  # a GPU multiplies while it fetches; on a CPU the two times add up
 
     def with_shares(self, compute: float, bandwidth: float) -> Hardware:
         return dataclasses.replace(self, compute_share=compute, bandwidth_share=bandwidth)
@@ -76,8 +77,8 @@ def limits(work: Work, device: Hardware, dtype: str = "bf16") -> tuple:
 
 
 def seconds(work: Work, device: Hardware, dtype: str = "bf16"):
-    """Roofline seconds of a stage: whichever of compute and bandwidth takes longer."""
-    return np.maximum(*limits(work, device, dtype))
+    """Roofline seconds of a stage: the longer of compute and bandwidth, or both where they add up."""
+    return (np.maximum if device.overlap else np.add)(*limits(work, device, dtype))
 
 
 def binds(work: Work, device: Hardware, dtype: str = "bf16"):
