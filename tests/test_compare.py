@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import compare, data, sweep
+from vtc import compare, data, profiles, sweep
 
 TASKS = [t for t in data.TASKS for _ in range(200)]
 
@@ -39,6 +39,27 @@ def test_intervals_cover_the_planted_difference():
         )
         hits.append(row["low"] <= truth <= row["high"])
     assert 0.85 <= np.mean(hits) <= 1.0
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """Two compressors that differ by luck of training alone: +.15, 0, -.15 over three seeds."""
+    rng, made = np.random.default_rng(3), []
+    for seed, luck in enumerate((0.15, 0.0, -0.15)):
+        made.append(cells(rng, luck, seeds=1).assign(seed=seed))
+    together = compare.differences(pd.concat(made), TASKS, "tokenpacker", draws=400).set_index("family")
+    lucky = compare.differences(made[0], TASKS, "tokenpacker", draws=400).set_index("family")
+    assert lucky.loc["all", "low"] > 0.08
+    assert together.loc["all", "low"] < -0.08 and together.loc["all", "high"] > 0.08
+
+
+def test_duels_name_the_cost_beside_the_other():
+    p, rng = profiles.get("laptop"), np.random.default_rng(0)
+    rows = cells(rng, 0.2).replace({"compressor": {"tokenpacker": "quecc", "other": "glances_steered"}})
+    rows = rows.assign(size="m", Q=8.0, error_reasoning=0.3, error_ocr=0.2)
+    (row,) = compare.duels(rows, TASKS, p, ("glances_steered",), ("quecc",)).to_dict("records")
+    assert row["low"] > 0.1 and row["cost"] < 1
+    (claim,) = compare.claims(pd.DataFrame(columns=["compressor", "family"]), pd.DataFrame([row]))
+    assert claim["verdict"] == "held" and "of the cost" in claim["ours"]
 
 
 def test_holm_by_hand():
