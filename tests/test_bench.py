@@ -148,16 +148,21 @@ def test_reading_the_clock(clock):
     assert set(table["stage"]) == {"prefill", "decode"}
 
 
-def test_prediction_recovers_a_machine_that_obeys_the_roofline():
-    device = cost.Hardware("made up", {"bf16": 1e12}, 5e10, 0).with_shares(0.7, 0.8)
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+def test_prediction_recovers_a_machine_that_obeys_the_roofline(on):
+    """A made-up machine whose times add up (CPU) or overlap (GPU); one row is too small."""
+    device = cost.Hardware("made up", {"bf16": 1e12}, 5e10, 0, overlap=on == "cuda").with_shares(0.7, 0.8)
     rows = []
     for tokens in (0, 1, 4, 16, 64, 144, 256, 576):
         parts = [cost.llm_pass(cost.llm("0.5"), 50 + tokens), cost.llm_head(cost.llm("0.5"))]
         ms = sum(float(cost.seconds(w, device)) for w in parts) * 1e3
-        rows.append({"tokens": tokens, "median_ms": ms, "parts": [[float(x) for x in w] for w in parts]})
+        parts = [[float(x) for x in w] for w in parts]
+        rows.append({"tokens": tokens, "median_ms": ms, "floor_ms": ms / 2, "parts": parts})
+    rows.append(rows[0] | {"tokens": 1000, "floor_ms": 0.1, "median_ms": 99.0})
     same = {
         "stage": "ttft",
         "status": "ok",
+        "on": on,
         "device": "x",
         "dtype": "bf16",
         "peak_flops": 1e12,

@@ -129,8 +129,9 @@ def claims(table: pd.DataFrame, rivals: pd.DataFrame) -> list[dict]:
 
 
 def _claim(row, statement: str, paper: str, source: str, more: str = "", allowed: bool = True) -> dict:
-    """One difference as a claim: held where the whole interval is above 0 (and the cost allows it)."""
-    held, lost = row.low > 0 and allowed, row.high < 0 or not allowed
+    """One difference as a claim, judged at 5 % after Holm's correction (and only if the cost allows it)."""
+    clear = row.p_holm < 0.05
+    held, lost = clear and row.difference > 0 and allowed, clear and row.difference < 0 or not allowed
     return {
         "id": f"05-{row.compressor}-{row.V}",
         "statement": statement,

@@ -49,7 +49,7 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     frame = table.copy()
     frame["row"] = frame["compressor"] + ", " + frame["family"].replace(FAMILIES)
     base = alt.Chart(frame).encode(y=alt.Y("row:N", title=None, sort=list(dict.fromkeys(frame["row"]))))
-    x = alt.X("difference:Q", title=f"score minus {against}'s, the same questions")
+    x = alt.X("difference:Q", title="difference in score")
     points = base.mark_point(size=70).encode(x=x, color=alt.Color("compressor:N", legend=None))
     bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.Color("compressor:N", legend=None))
     zero = alt.Chart(frame).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
