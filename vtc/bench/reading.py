@@ -12,7 +12,6 @@ from vtc import cost, records, rows
 from vtc.bench.cases import STEM
 from vtc.profiles import Profile
 
-
 LEAST_MS = 10.0  # floor below which calling the operators is what one waits for
 
 
