@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import InputError, bench, cost, profiles
+from vtc import InputError, bench, cost, profiles, records
 from vtc.bench.process import sample, summary
 
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
@@ -170,6 +171,24 @@ def test_prediction_recovers_a_machine_that_obeys_the_roofline(on):
     }
     said = bench.predicted(pd.DataFrame(rows).assign(**same))
     assert said["held_out"].sum() == 4 and said["error"].abs().max() < 0.02
+
+
+def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
+    """Rows in runs/ make a device for the planner; its predictions lie near the very rows."""
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path))
+    p = profiles.get("laptop")
+    with pytest.raises(InputError, match="vtc bench"):
+        bench.here(p)
+    p.runs.mkdir(parents=True)
+    shutil.copy(p.results / "03_clock.csv", p.runs)
+    device, clock = bench.here(p), bench.ok(records.stored(bench.STEM, p))
+    pipe = cost.Pipeline(cost.llm("0.5"), compressor="quecc", features_cached=True)
+    for V in (1, 144, 576):
+        same = clock.query("llm == 'qwen1.5-0.5b' and batch == 1 and dtype == 'bf16' and tokens == @V")
+        measured = same.query("stage == 'ttft' and compressor == 'quecc'")["median_ms"].median()
+        assert float(cost.latency(pipe, device, V, 50, q=20)["ttft"]) * 1e3 == pytest.approx(
+            measured, rel=0.25
+        )
 
 
 def test_out_of_memory_is_a_row_and_the_sweep_goes_on():

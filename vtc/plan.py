@@ -174,7 +174,11 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vtc plan`."""
     add, free = parser.add_argument, Request()
-    add("--hardware", default="a100", help="a row of the hardware table (a100, h100, h200, l4, rtx4090, ...)")
+    add(
+        "--hardware",
+        default="a100",
+        help="a100, h100, h200, l4, rtx4090, ..., or here: this CPU as `vtc bench` found it",
+    )
     add("--peak-tflops", type=float, help="your own device: matrix peak in the precision used")
     add("--bandwidth-gb-s", type=float, help="your own device: main memory bandwidth")
     add("--memory-gb", type=float, help="memory to stay within (default: the device's)")
@@ -235,6 +239,10 @@ def _numbers(text: str, kind, option: str) -> tuple:
 
 def _hardware(args) -> cost.Hardware:
     own = (args.peak_tflops, args.bandwidth_gb_s)
+    if own == (None, None) and args.hardware == "here":
+        from vtc import bench, profiles
+
+        return bench.here(profiles.get("laptop"))
     if own == (None, None):
         return cost.hardware(args.hardware)
     if None in own or min(own) <= 0 or args.memory_gb is None:
@@ -288,7 +296,12 @@ def card(made: Plan, top: int = 8) -> list[str]:
             f"{c.total_ms:>9.1f}  {c.memory_gb:>6.1f}  {c.binds:<9}  {c.limit:<12} {c.p_best:>6.1%}"
         )
     count = sum(c.fits for c in made.choices)
-    lines.append(f"{count} of {len(made.choices)} choices fit; latency is a roofline floor")
+    device = made.hardware
+    floor = device.compute_share == device.bandwidth_share == 1
+    meaning = (
+        "a roofline floor" if floor else "counted, with the shares of peak and bandwidth reached in rows"
+    )
+    lines.append(f"{count} of {len(made.choices)} choices fit; latency is {meaning}")
     if any(c.N > largest for c in made.choices[:top]):
         lines.append(f"* larger than any LLM the law has seen ({largest:g}B): an extrapolation")
     return lines

@@ -21,6 +21,7 @@ from vtc.bench.reading import (  # noqa: F401
     against_baseline,
     claims,
     floors,
+    here,
     largest,
     ok,
     origins,

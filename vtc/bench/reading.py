@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from vtc import cost, records, rows
+from vtc import InputError, cost, records, rows
 from vtc.bench.cases import STEM
 from vtc.profiles import Profile
 
@@ -95,6 +97,29 @@ def predicted(
         pd.concat(out, ignore_index=True)
         if out
         else timed.assign(predicted_ms=np.nan, error=np.nan, held_out=False)
+    )
+
+
+def here(p: Profile) -> cost.Hardware:
+    """This machine as it was clocked: measured peaks and bandwidth, and the shares of them that were reached.
+
+    From the rows under runs/ alone, which were made here. Raises InputError where there are none.
+    """
+    clock = records.stored(STEM, dataclasses.replace(p, recompute=True))
+    if clock.empty:
+        raise InputError(f"hardware 'here': not clocked yet; run `vtc bench --profile {p.name}` first")
+    said = predicted(clock)
+    most = said["dtype"].value_counts().index[0]
+    timed, said = ok(clock), said[said["dtype"] == most]
+    return cost.Hardware(
+        name=str(timed["device"].iloc[0]),
+        peak=timed.groupby("dtype")["peak_flops"].median().to_dict(),
+        bandwidth=float(timed["bandwidth"].median()),
+        memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        source="vtc bench",
+        compute_share=float(said["compute_share"].median()),
+        bandwidth_share=float(said["bandwidth_share"].median()),
+        overlap=timed["on"].iloc[0] != "cpu",
     )
 
 
