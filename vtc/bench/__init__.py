@@ -37,8 +37,8 @@ def table(p: Profile) -> pd.DataFrame:
     Where the profile's cases need a GPU and there is none, only rows that exist; InputError if none.
     """
     wanted = cases(p)
-    here = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
-    if here:
+    able = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
+    if able:
         found = records.replay(STEM, p, wanted, measure, f"vtc bench --profile {p.name}")
     else:
         found = records.table(STEM, p, wanted, None)
