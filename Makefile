@@ -1,6 +1,6 @@
 # Two commands do everything: `make reproduce` and `make test`. Needs python3 >= 3.11, make and a package index.
 #
-#   make reproduce [PROFILE=smoke|laptop|gpu|paper]   run the five notebooks here, compare with the recorded rows
+#   make reproduce [PROFILE=smoke|laptop|gpu|paper] [SEEDS=1]   the five notebooks here, then the recorded rows beside
 #   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
 #   make lab           JupyterLab on the notebooks
 #   make venv          .venv alone;  make constraints  the pins anew, by a tool;  make clean  forget runs/
@@ -13,7 +13,7 @@ READY := .venv/.installed
 .PHONY: reproduce test lab venv constraints clean
 
 reproduce: $(READY)
-	$(BIN)/vtc reproduce --profile $(PROFILE)
+	$(BIN)/vtc reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(READY)
 	$(BIN)/ruff check .

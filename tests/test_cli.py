@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from vtc import InputError, __main__
+from vtc import InputError, __main__, profiles
 
 LIGHT = ["vtc.profiles", "vtc.records", "vtc.figures", "vtc.cost", "vtc.scaling", "vtc.plan", "vtc.reproduce"]
 
@@ -96,6 +96,18 @@ def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m vtc --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["sweep", "--profile", "smoke"]])
+def test_seeds_that_are_no_numbers_are_refused(words):
+    done = vtc(*words, "--seeds", "one")
+    assert done.returncode == 2
+    assert done.stderr == "vtc: seeds 'one': expected whole numbers and commas, such as 0,1,2\n"
+
+
+def test_seeds_reach_the_notebooks(monkeypatch):
+    monkeypatch.setenv("VTC_SEEDS", "2,1")
+    assert profiles.get("smoke").seeds == (2, 1)
 
 
 @pytest.mark.parametrize("module", LIGHT)

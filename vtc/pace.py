@@ -34,7 +34,7 @@ def cases(p: Profile) -> list[dict]:
 def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float]:
     """Clock a cell's training step, ours and the plain one in turn -> questions/s, ratio, share of peak."""
     with _threads(1):
-        return _measure(p, Case(**case, seed=0), rounds)
+        return _measure(p, Case(**case, seed=p.seeds[0]), rounds)
 
 
 def _measure(p: Profile, case: Case, rounds: int) -> dict[str, float]:

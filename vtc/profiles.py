@@ -258,7 +258,19 @@ PROFILES = {p.name: p for p in (SMOKE, LAPTOP, GPU, PAPER)}
 
 
 def get(name: str, recompute: bool = False, run: str = "") -> Profile:
-    """The profile of that name; raises InputError, naming the four, for any other word."""
+    """The profile of that name; raises InputError, naming the four, for any other word.
+
+    VTC_SEEDS, such as "1" or "0,1,2", takes the place of the profile's seeds.
+    """
     if name not in PROFILES:
         raise InputError(f"profile {name!r} is not known: choose one of {', '.join(PROFILES)}")
-    return replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))
+    p = replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))
+    return replace(p, seeds=seeds_of(os.environ.get("VTC_SEEDS", "")) or p.seeds)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds in "0,1,2", none in an empty text; raises InputError for anything but whole numbers."""
+    try:
+        return tuple(dict.fromkeys(int(seed) for seed in text.split(","))) if text else ()
+    except ValueError:
+        raise InputError(f"seeds {text!r}: expected whole numbers and commas, such as 0,1,2") from None

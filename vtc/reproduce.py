@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from vtc import InputError, profiles, records, rows
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc reproduce`: what it runs and where it keeps it."""
     parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
     parser.add_argument("--name", default="", help="folder under runs/ (default: reproduce-<profile>)")
+    parser.add_argument("--seeds", default="", help="such as 1 or 0,1,2 (default: those of the profile)")
     parser.add_argument("--fresh", action="store_true", help="forget what that folder holds and start over")
 
 
@@ -39,6 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if Path(name).name != name or name in (".", ".."):
         raise InputError(f"--name {name}: one folder name without slashes is expected")
     profile = profiles.get(args.profile, recompute=True, run=name)
+    profile = replace(profile, seeds=profiles.seeds_of(args.seeds) or profile.seeds)
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise InputError(f"no notebooks in {NOTEBOOKS}: run this in a checkout of the repository")
@@ -49,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name")
     with handle:
         print(profile, f"everything is measured into {_short(profile.runs)}/", "", sep="\n", flush=True)
-        with _kernel_environment(name):
+        with _kernel_environment(profile):
             for notebook in notebooks:
                 if (fault := _run(notebook, profile)) is not None:
                     print(f"vtc: {notebook.name}: {fault}", file=sys.stderr)
@@ -59,10 +62,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _kernel_environment(name: str) -> Iterator[None]:
-    """What notebooks inherit: the run's folder, and the terminal for their progress bars if there is one."""
+def _kernel_environment(profile: Profile) -> Iterator[None]:
+    """What notebooks inherit: the run's folder and seeds, and a terminal for progress bars if there is one."""
     terminal = os.ttyname(sys.stderr.fileno()) if _on_terminal() else "off"
-    child = {"VTC_RUN": name, "VTC_PROGRESS": terminal}
+    seeds = ",".join(map(str, profile.seeds))
+    child = {"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal}
     before = {variable: os.environ.get(variable) for variable in child}
     os.environ.update(child)
     try:

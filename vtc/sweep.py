@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vtc import InputError, profiles, records, tower, train
+from vtc import profiles, records, tower, train
 from vtc.evaluate import answers, errors, looked_at, questions, score
 from vtc.profiles import Profile
 from vtc.vlm import VLM
@@ -117,11 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
     p = profiles.get(args.profile)
-    try:
-        seeds = tuple(int(s) for s in args.seeds.split(",")) if args.seeds else p.recorded_seeds
-    except ValueError:
-        raise InputError(f"--seeds {args.seeds}: expected whole numbers and commas, such as 0,1,2") from None
-    p = replace(p, seeds=seeds)
+    p = replace(p, seeds=profiles.seeds_of(args.seeds) or p.recorded_seeds)
     parts(p)
     rows = table(p, zoo(p), ZOO) if args.zoo else table(p, cells(p))
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
