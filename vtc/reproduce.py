@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _kernel_environment(profile: Profile) -> Iterator[None]:
-    """What notebooks inherit: the run's folder and seeds, and a terminal for progress bars if there is one."""
+    """What notebooks inherit: the run's folder, its seeds, a terminal for progress bars if there is one."""
     terminal = os.ttyname(sys.stderr.fileno()) if _on_terminal() else "off"
     seeds = ",".join(map(str, profile.seeds))
     child = {"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal}
