@@ -12,7 +12,7 @@ from PIL import Image
 
 import vtc
 from vtc import data, evaluate, profiles, sweep, tower, train
-from vtc.loop import Stage, fit
+from vtc.loop import Muon, Stage, fit
 from vtc.vlm import make_llm, make_tokenizer
 
 
@@ -83,6 +83,23 @@ def test_training_lowers_the_loss(smoke):
     stage = Stage("text", 30, 3e-3, ("llm",), 1000)
     notes = fit(model, stage, lambda step: (bank.draw(8, 2, np.random.default_rng(step))[0],), None)
     assert notes["loss"] < 0.5 * np.log(len(tokenizer))
+
+
+def test_muon_moves_every_matrix_as_torchs_does():
+    """Four steps on wide, tall and square matrices, two of them of one shape."""
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 24), (24, 8), (8, 8), (8, 24))]
+    torchs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    same = {"lr": 0.02, "weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = Muon(ours, **same), torch.optim.Muon(torchs, **same)
+    for _ in range(4):
+        for p, q in zip(ours, torchs):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(ours, torchs):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-3)  # moved by .3; bf16 products, summed otherwise
 
 
 def test_the_bank_packs_what_it_was_given():
