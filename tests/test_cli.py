@@ -105,6 +105,18 @@ def test_seeds_that_are_no_numbers_are_refused(words):
     assert done.stderr == "vtc: seeds 'one': expected whole numbers and commas, such as 0,1,2\n"
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--zoo", "best"], "vtc: --zoo best: choose some of rivals, ablations, nested, others"),
+        (["--zoo", "--V", "5"], "vtc: V = 5: a 12 x 12 grid and pool can give 0 (no image), 1, 4, 9,"),
+    ],
+)
+def test_a_zoo_that_is_not_there_is_refused_before_any_work(words, said):
+    done = vtc("sweep", "--profile", "smoke", *words)
+    assert done.returncode == 2 and done.stderr.startswith(said)
+
+
 def test_seeds_reach_the_notebooks(monkeypatch):
     monkeypatch.setenv("VTC_SEEDS", "2,1")
     assert profiles.get("smoke").seeds == (2, 1)

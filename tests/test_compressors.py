@@ -20,7 +20,9 @@ CONFIG = Qwen2Config(hidden_size=LLM, intermediate_size=40, num_attention_heads=
                      num_hidden_layers=3, vocab_size=30, attn_implementation="eager")  # fmt: skip
 OPTIONS = {"llavamini_fused": {"llm_config": CONFIG, "layers": 2}}
 LEARNED = [
-    n for n in names() if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a"))
+    n
+    for n in names()
+    if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a", "m3"))
 ]
 
 

@@ -69,6 +69,24 @@ def test_one_cell_through_the_whole_path(smoke):
     assert [row[k] for k in same] == [again[k] for k in same]
 
 
+def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
+    """The second V costs no step, and has the same loss and other answers."""
+    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in train.served(smoke)]
+    rows = [sweep.measure(smoke, cases[0])]
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
+    rows += [sweep.measure(smoke, case) for case in cases[1:]]
+    assert len(rows) > 1 and len({row["loss"] for row in rows}) == 1
+    assert len({row["scores"] for row in rows}) > 1
+
+
+def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
+    rows = {}
+    for name in ("quecc_light", "quecc_unasked"):
+        rows[name] = sweep.measure(smoke, {"size": "xs", "V": 1, "compressor": name, "seed": 0})
+    assert len(rows["quecc_light"]["misled"]) == len(rows["quecc_light"]["scores"])
+    assert rows["quecc_unasked"]["misled"] == ""
+
+
 def test_training_lowers_the_loss(smoke):
     """Thirty steps on eight scenes: far below the loss of guessing among all words."""
     tokenizer = make_tokenizer()

@@ -218,6 +218,34 @@ def test_many_visual_tokens_share_the_positions_of_few():
     assert vlm.places(torch.tensor([16, 17])).tolist() == [0, 0.25]  # the next question's
 
 
+@pytest.mark.parametrize("compressor", ["m3", "mqt_nested", "pool"])
+def test_at_another_V_the_weights_are_the_same(compressor):
+    """A model built for 16 tokens and asked for 4, and one built for 4 that was given its weights."""
+    large, small = model(compressor, V=16), model(compressor, V=4)
+    small.load_state_dict(large.state_dict())
+    packed, seen = bank(1).pack([[0, 1]], np.zeros(1, int)), features(1)
+    with torch.no_grad():
+        losses = [large(packed, seen, torch.tensor(v)).item() for v in (4, 16)]
+        assert losses == pytest.approx([small(packed, seen).item(), large(packed, seen).item()], abs=1e-6)
+    assert losses[0] != pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("compressor", ["quecc", "quecc_light", "glances_steered"])
+def test_misled_by_the_question_itself_nothing_changes(compressor):
+    vlm, seen, asked = (
+        model(compressor),
+        features(3),
+        ["read the digits ?", "how many digits ?", "how many red ?"],
+    )
+    plain = vlm.generate(seen, asked, 4)
+    assert vlm.generate(seen, asked, 4, misled=asked) == plain
+    read = []
+    vlm.visual = lambda features, questions: read.append(questions) or VLM.visual(vlm, features, questions)
+    vlm.generate(seen, asked, 4, misled=asked[::-1])
+    words = vlm.tokenizer.batch_decode(read[0][:, 0], skip_special_tokens=True)
+    assert words == asked[::-1]
+
+
 @pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
 def test_where_tokens_look_depends_on_the_question_where_it_steers(compressor):
     vlm, seen = model(compressor), features(1)

@@ -51,17 +51,24 @@ def looked_at(p: Profile) -> tuple[int, list[str]]:
 
 
 @torch.no_grad()
-def answers(p: Profile, model: VLM, asked: list[data.Question], batch: int = 128) -> list[str]:
-    """The model's answer to each question, asked alone about its image."""
+def answers(
+    p: Profile, model: VLM, asked: list[data.Question], batch: int = 128, misled: bool = False
+) -> list[str]:
+    """The model's answer to each question, asked alone about its image.
+
+    misled: the compressor reads a question of another task, the LLM the one that is asked.
+    """
     features, said = tower.features(p, "test", model.compressor.selects), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
     )  # alike in length, less padding
+    other = [asked[i].text for i in (*order[len(order) // 2 :], *order[: len(order) // 2])]
     for start in range(0, len(order), batch):
         part = [asked[i] for i in order[start : start + batch]]
+        read = other[start : start + batch] if misled else None
         seen = features[torch.tensor([q.image for q in part])].to(torch.float32)
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS)
+            said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS, read)
     back = np.empty(len(order), object)
     back[order] = said
     return list(back)

@@ -87,6 +87,7 @@ class Profile:
     questions_test: int  # questions a task at evaluation
     tower: TowerSize
     recipe: Recipe
+    zoo: tuple[str, ...]  # sets of compressors (`vtc.sweep.SETS`) that one `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts of notebook 05
     zoo_size: str  # LLM of notebook 05
     workers: int  # processes that measure cases side by side, one thread each
@@ -168,6 +169,7 @@ SMOKE = Profile(
     recipe=Recipe(
         batch=8, pack=4, text_steps=6, align_steps=4, instruct_steps=6, checkpoint_every=3, span=16
     ),
+    zoo=("rivals", "ablations", "nested"),
     zoo_V=(1, 16),
     zoo_size="xs",
     workers=2,
@@ -197,6 +199,7 @@ LAPTOP = Profile(
         width=64,
         span=16,
     ),
+    zoo=("rivals",),
     zoo_V=(1, 4, 16),
     zoo_size="m",
     workers=2,
@@ -224,6 +227,7 @@ GPU = replace(
         checkpoint_every=500,
         span=16,
     ),
+    zoo=("rivals", "ablations", "nested", "others"),
     zoo_V=(1, 4, 16, 36),
     workers=1,
     note="one data-centre GPU, 30 minutes a stage, resumable",
@@ -265,12 +269,12 @@ def get(name: str, recompute: bool = False, run: str = "") -> Profile:
     if name not in PROFILES:
         raise InputError(f"profile {name!r} is not known: choose one of {', '.join(PROFILES)}")
     p = replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))
-    return replace(p, seeds=seeds_of(os.environ.get("VTC_SEEDS", "")) or p.seeds)
+    return replace(p, seeds=whole_numbers(os.environ.get("VTC_SEEDS", ""), "seeds") or p.seeds)
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
-    """The seeds in "0,1,2", none in an empty text; raises InputError for anything but whole numbers."""
+def whole_numbers(text: str, what: str) -> tuple[int, ...]:
+    """The numbers in "0,1,2", none in an empty text; raises InputError, naming `what`, for anything else."""
     try:
-        return tuple(dict.fromkeys(int(seed) for seed in text.split(","))) if text else ()
+        return tuple(dict.fromkeys(int(number) for number in text.split(","))) if text else ()
     except ValueError:
-        raise InputError(f"seeds {text!r}: expected whole numbers and commas, such as 0,1,2") from None
+        raise InputError(f"{what} {text!r}: expected whole numbers and commas, such as 0,1,2") from None

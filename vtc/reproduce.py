@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if Path(name).name != name or name in (".", ".."):
         raise InputError(f"--name {name}: one folder name without slashes is expected")
     profile = profiles.get(args.profile, recompute=True, run=name)
-    profile = replace(profile, seeds=profiles.seeds_of(args.seeds) or profile.seeds)
+    profile = replace(profile, seeds=profiles.whole_numbers(args.seeds, "seeds") or profile.seeds)
     notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise InputError(f"no notebooks in {NOTEBOOKS}: run this in a checkout of the repository")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vtc import profiles, records, tower, train
+from vtc import InputError, profiles, records, tower, train
 from vtc.evaluate import answers, errors, looked_at, questions, score
 from vtc.profiles import Profile
 from vtc.vlm import VLM
@@ -31,15 +31,30 @@ def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
     ]
 
 
-# beside TokenPacker, whose rows the sweep has: the plainest one, QueCC in three forms, and two of our own
-RIVALS = ("pool", "quecc", "quecc_shared", "quecc_light", "glances", "glances_steered")
+# The compressors of notebook 05; TokenPacker's rows are the sweep's.
+SETS = {
+    "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances", "glances_steered"),
+    "ablations": ("quecc", "quecc_unasked", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
+    "nested": ("m3", "mqt_nested"),
+    "others": (
+        *("pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
+        *("prumerge_plus", "visionzip", "tome", "fastv", "random", "stride", "downsample", "dct"),
+    ),
+}
 
 
-def zoo(p: Profile, names: tuple[str, ...] = RIVALS) -> list[dict]:
-    """These compressors at few tokens with one LLM, and every patch handed to the largest (identity)."""
+def zoo(p: Profile, sets: tuple[str, ...] = (), V: tuple[int, ...] = ()) -> list[dict]:
+    """Compressors at few tokens with one LLM; with the rivals, every patch handed to the largest (identity).
+
+    Ablations: at the two least V. Sets and V are the profile's where not given.
+    """
     largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
-    small = [{"size": p.zoo_size, "V": V, "compressor": name} for V in p.zoo_V for name in names]
-    return [case | {"seed": seed} for seed in p.seeds for case in (largest, *small)]
+    cases = [largest] if "rivals" in (sets or p.zoo) else []
+    for name in sets or p.zoo:
+        few = (V or p.zoo_V)[:2] if name == "ablations" else V or p.zoo_V
+        cases += [{"size": p.zoo_size, "V": v, "compressor": member} for v in few for member in SETS[name]]
+    cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
+    return [case | {"seed": seed} for seed in p.seeds for case in cases]
 
 
 def parts(p: Profile) -> pd.DataFrame:
@@ -59,17 +74,22 @@ def replay(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
 
 
 def measure(p: Profile, case: dict) -> dict[str, object]:
-    """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer."""
+    """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer.
+
+    misled: the scores again where the compressor reads another question than the LLM.
+    """
     case = train.Case(**case)
     train.check(p, case)
     model, notes = train.train(p, case)
     asked = questions(p)
     scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
+    steered = case.V > 0 and model.compressor.needs_question and not model.question_first
+    wrong = answers(p, model, asked, misled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
     row = {"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes}
     row["looks"] = looks(p, model) if 0 < case.V <= LOOKED_AT else ""
-    return row | {"scores": packed(scores)}
+    return row | {"scores": packed(scores), "misled": packed([score(q, a) for q, a in zip(asked, wrong)])}
 
 
 def looks(p: Profile, model: VLM) -> str:
@@ -110,15 +130,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)"
     )
     parser.add_argument(
-        "--zoo", action="store_true", help="the compressors of notebook 05 in place of the sweep"
+        "--zoo",
+        nargs="?",
+        const="profile",
+        metavar="SETS",
+        help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)} "
+        "(default: those of the profile)",
     )
+    parser.add_argument("--V", default="", help="such as 1,4: of the compressors (default: the profile's)")
+
+
+def _sets(text: str) -> tuple[str, ...]:
+    """The sets named in "rivals,nested"; none where the profile's are meant."""
+    names = () if text == "profile" else tuple(text.split(","))
+    for name in names:
+        if name not in SETS:
+            raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}")
+    return names
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
     p = profiles.get(args.profile)
-    p = replace(p, seeds=profiles.seeds_of(args.seeds) or p.recorded_seeds)
+    p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
+    cases = zoo(p, _sets(args.zoo), profiles.whole_numbers(args.V, "V")) if args.zoo else cells(p)
+    for case in cases:
+        train.check(p, train.Case(**case))
     parts(p)
-    rows = table(p, zoo(p), ZOO) if args.zoo else table(p, cells(p))
+    rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
     return 0

@@ -9,11 +9,12 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
@@ -192,23 +193,55 @@ def _assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
 
 def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
+    if case.V and case.compressor in compressors.TRAINED_ONCE:
+        return _train_once(p, case)
+    return _train(p, case)
+
+
+def _train_once(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
+    """As `train`, with weights that serve every V: trained by the first case that needs them, and kept."""
+    done = p.cache / f"{case.compressor}-{case.size}-{case.seed}" / "every-V.safetensors"
+    with once(done) as missing:
+        if missing:
+            model, notes = _train(p, replace(case, V=max(served(p))), served(p))
+            weights = {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}
+            save_whole(weights, done, {k: repr(v) for k, v in notes.items()})
+    model = build(p, case)
+    model.load_state_dict(load_file(done), strict=False)
+    model.llm.tie_weights()
+    with safe_open(done, "pt") as file:
+        return model.eval(), {k: float(v) for k, v in file.metadata().items()}
+
+
+def served(p: Profile) -> tuple[int, ...]:
+    """The V that one training serves: those of the sweep that leave out three patches of four at least."""
+    return tuple(v for v in p.V if 0 < v <= p.s // 4)
+
+
+def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, dict[str, float]]:
+    """One training; `every`: V is drawn from these at each step."""
     model = build(p, case)
     features = tower.features(p, "train", model.compressor.selects)
     scenes = tower.images_of(p, "train")
     described = data.ask(scenes, ("describe", "read"), "train", seed=4)
     asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
-    return teach(p, case, model, features, Bank(described, model.tokenizer), Bank(asked, model.tokenizer))
+    banks = Bank(described, model.tokenizer), Bank(asked, model.tokenizer)
+    return teach(p, case, model, features, *banks, every)
 
 
-def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank):
-    """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too)."""
+def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=()):
+    """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too).
+
+    every: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
+    """
     r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
 
     def batches(bank: Bank, stage: int, pack: int) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
             rng = np.random.default_rng([case.seed, stage, step])
             packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
-            return packed, features[torch.from_numpy(rows)].to(torch.float32)
+            drawn = (torch.tensor(rng.choice(every)),) if every else ()
+            return packed, features[torch.from_numpy(rows)].to(torch.float32), *drawn
 
         return batch
 

@@ -9,6 +9,7 @@ against each other).
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -264,11 +265,20 @@ class VLM(nn.Module):
         last = (real.sum(1) - 1).clamp_min(0)
         return hidden[torch.arange(len(ids)), last].view(*questions.shape[:2], -1)
 
-    def forward(self, packed: Packed, features: Features | None = None) -> Tensor:
-        """Mean over answers of their tokens' mean cross-entropy; a scene in words may stand for the image."""
-        weight = packed.weight[:, 1:]
+    def at(self, V: int) -> VLM:
+        """The same weights (shared, not copied) giving another V; only for a compressor that is nested."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "compressor": self.compressor.at(V)}
+        return twin
+
+    def forward(self, packed: Packed, features: Features | None = None, V: Tensor | None = None) -> Tensor:
+        """Mean over answers of their tokens' mean cross-entropy; a scene in words may stand for the image.
+
+        V: for this batch alone, see `at`.
+        """
+        weight, model = packed.weight[:, 1:], self if V is None else self.at(int(V))
         said = weight > 0
-        losses = F.cross_entropy(self.logits(packed, features), packed.ids[:, 1:][said], reduction="none")
+        losses = F.cross_entropy(model.logits(packed, features), packed.ids[:, 1:][said], reduction="none")
         return (losses * weight[said]).sum() / weight.sum()
 
     def logits(self, packed: Packed, features: Features | None = None) -> Tensor:
@@ -317,22 +327,26 @@ class VLM(nn.Module):
         features: Features | Tensor | None,
         questions: list[str] | list[list[str]],
         max_new_tokens: int = 10,
+        misled: list[str] | None = None,
     ) -> list[str] | list[list[str]]:
         """Greedy answers, to one question an image or to several, which share what does not depend on them.
 
         Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
+        misled: a control; the compressor reads these b questions, the LLM the others.
         """
         if isinstance(features, Tensor):
             features = self._tower()(features, self.compressor.selects)
         if not questions or isinstance(questions[0], str):
-            return self._answers(features, [[q] for q in questions], max_new_tokens)
+            return self._answers(features, [[q] for q in questions], max_new_tokens, misled)
         m = max(map(len, questions))
         flat = self._answers(
             features, [[*turns, *[""] * (m - len(turns))] for turns in questions], max_new_tokens
         )
         return [flat[i * m : i * m + len(turns)] for i, turns in enumerate(questions)]
 
-    def _answers(self, features: Features | None, turns: list[list[str]], max_new_tokens: int) -> list[str]:
+    def _answers(
+        self, features: Features | None, turns: list[list[str]], max_new_tokens: int, misled=None
+    ) -> list[str]:
         """Answers to m questions for each of b images, b m in all, image by image."""
         embed = self.llm.get_input_embeddings()
         flat, m = [q for asked in turns for q in asked], max(map(len, turns), default=1)
@@ -356,7 +370,8 @@ class VLM(nn.Module):
             ids, position = ids[:, -1:], position[:, -1:]
             seen = torch.cat([real[:, :-1], real.new_ones(len(flat), self.V), real[:, -1:]], 1)
         else:
-            right = self.tokenizer(flat, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+            read = misled or flat
+            right = self.tokenizer(read, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
             z, start = self.visual(features, right.to(ids.device).view(len(turns), m, -1)), 0
             seen = torch.cat([real.new_ones(len(flat), self.V), real], 1)
         z = z.view(len(flat), self.V, -1) if self.compressor.needs_question else z.repeat_interleave(m, 0)

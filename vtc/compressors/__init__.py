@@ -19,15 +19,21 @@ REGISTRY = {
     "identity": ("simple", "Identity", {}),
     "pool": ("simple", "Pool", {}),
     "pool_after": ("simple", "PoolAfter", {}),
+    "m3": ("simple", "PoolAfter", {}),
     "tokenpacker": ("tokenpacker", "TokenPacker", {}),
     "tokenpacker_antialias": ("tokenpacker", "TokenPacker", {"antialias": True}),
     "quecc": ("quecc", "QueCC", {}),
     "quecc_shared": ("quecc", "QueCC", {"source": "prompt_prefix"}),
     "quecc_light": ("quecc", "QueCC", {"source": "embeddings"}),
+    "quecc_unasked": ("quecc", "QueCC", {"question": False}),  # from here on QueCC with one part left out
+    "quecc_pooled": ("quecc", "QueCC", {"conv": False}),
+    "quecc_one_level": ("quecc", "QueCC", {"levels": 1}),
+    "quecc_one_head": ("quecc", "QueCC", {"heads": 1}),
     "glances": ("glances", "Glances", {}),
     "glances_steered": ("glances", "Glances", {"steered": True}),
     "mqt": ("resampler", "MQT", {}),
     "mqt_content": ("resampler", "MQT", {"keys": "content"}),
+    "mqt_nested": ("resampler", "MQT", {}),
     "perceiver": ("resampler", "Perceiver", {}),
     "llavamini": ("resampler", "LLaVAMini", {}),
     "llavamini_fused": ("prefusion", "LLaVAMiniFused", {}),
@@ -42,6 +48,9 @@ REGISTRY = {
     "downsample": ("controls", "Downsample", {}),
     "dct": ("controls", "DCT", {}),
 }
+
+# One training serves every V: it is drawn anew at every step (M3, MQT), or plays no part in it (FastV).
+TRAINED_ONCE = {"m3", "mqt_nested", "fastv"}
 
 
 def names() -> list[str]:
