@@ -109,7 +109,7 @@ def test_seeds_that_are_no_numbers_are_refused(words):
     "words, said",
     [
         (["--zoo", "best"], "vtc: --zoo best: choose some of rivals, ablations, nested, others"),
-        (["--zoo", "--V", "5"], "vtc: V = 5: a 12 x 12 grid and pool can give 0 (no image), 1, 4, 9,"),
+        (["--zoo", "rivals", "--V", "5"], "vtc: --V 5: no compressor of these sets"),
     ],
 )
 def test_a_zoo_that_is_not_there_is_refused_before_any_work(words, said):

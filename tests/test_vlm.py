@@ -27,7 +27,7 @@ def model(compressor: str = "tokenpacker", V: int = 4, **options) -> VLM:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     case = train.Case("test", V, compressor, 0, json.dumps(options))
-    return train._assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
+    return train.assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
 
 
 def bank(n: int = 4) -> train.Bank:

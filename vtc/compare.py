@@ -103,6 +103,26 @@ def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
     return rows.assign(error=error, mflop=counted)
 
 
+def with_misled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
+    """Cells, and this compressor's again as it scored when misled ("<compressor>, misled")."""
+    misled = rows["misled"] if "misled" in rows else pd.Series(index=rows.index, dtype=object)
+    wrong = rows[(rows["compressor"] == compressor) & (misled.fillna("").str.len() > 0)]
+    wrong = wrong.assign(scores=misled, compressor=f"{compressor}, misled")
+    return pd.concat([rows, wrong], ignore_index=True)
+
+
+def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
+    """Cells with the milliseconds to their first token, from `pace.first_token`; those not clocked go.
+
+    Each is its ratio to TokenPacker, taken in turn with it, times TokenPacker's median at that V: a busy
+    moment of the machine then counts for nobody.
+    """
+    usual = clock.groupby("V")["tokenpacker_ms"].transform("median")
+    clock = clock.assign(first_token_ms=clock["ratio"] * usual)
+    same = ["size", "compressor", "V"]
+    return rows.merge(clock[[*same, "first_token_ms"]], on=same)
+
+
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm's step-down correction: the chance of one false alarm among all tests stays below the level."""
     order = np.argsort(p)

@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2ForCausalLM
 
 from vtc import data, tower
+from vtc.compressors.base import Features
 from vtc.loop import BF16, make_optimizers
 from vtc.profiles import Profile
-from vtc.train import Bank, Case, build
-from vtc.vlm import VLM, make_tokenizer
+from vtc.train import Bank, Case, assemble, build
+from vtc.vlm import VLM, make_llm, make_tokenizer
 
 
 def cases(p: Profile) -> list[dict]:
@@ -68,6 +70,52 @@ def _measure(p: Profile, case: Case, rounds: int) -> dict[str, float]:
         "share_of_peak": counter.get_total_flops() / ours_s / peak,
         "dtype": "bf16" if BF16 else "float32",
     }
+
+
+def first_token_cases(rows: pd.DataFrame) -> list[dict]:
+    """What notebook 05 clocks: each compressor at each V of these cells."""
+    return rows[["size", "V", "compressor"]].drop_duplicates().to_dict("records")
+
+
+def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float]:
+    """Features of one image and one question -> first token, ms, in turn with TokenPacker's at that V.
+
+    Weights are random, which changes no time; the tower is the same for all and left out.
+    """
+    with _threads(1):
+        model, other = (_untrained(p, {**case, **name}) for name in ({}, {"compressor": "tokenpacker"}))
+        draw = torch.Generator().manual_seed(0)
+        levels = torch.randn(1, p.s, p.tower.d * len(p.tower.levels), generator=draw)
+        heads, d = p.tower.heads, p.tower.d
+        seen = Features(
+            last=levels[..., :d],
+            levels=levels,
+            attention=torch.rand(1, heads, p.s, generator=draw) / p.s,
+            keys=torch.randn(1, p.s, heads, d // heads, generator=draw),
+        )
+        times: dict[str, list[float]] = {"ours": [], "other": []}
+        for i in range(rounds + 5):
+            for name, which in (("ours", model), ("other", other)):
+                start = time.perf_counter()
+                which.generate(seen, ["what shape is the red one ?"], 1)
+                if i >= 5:  # the first ones warm up
+                    times[name].append(1e3 * (time.perf_counter() - start))
+    ours, tokenpacker = (np.array(times[name]) for name in ("ours", "other"))
+    low, high = np.quantile(ours, [0.25, 0.75])
+    return {
+        "first_token_ms": float(np.median(ours)),
+        "q25_ms": float(low),
+        "q75_ms": float(high),
+        "tokenpacker_ms": float(np.median(tokenpacker)),
+        "ratio": float(np.median(ours) / np.median(tokenpacker)),
+    }
+
+
+def _untrained(p: Profile, case: dict) -> VLM:
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    llm = make_llm(p.size(case["size"]), len(tokenizer))
+    return assemble(p, Case(**case, seed=0), llm, tokenizer).eval()
 
 
 _SIDE = 2048  # of the square product that measures the peak

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vtc import InputError, profiles, records, tower, train
+from vtc import InputError, compressors, profiles, records, tower, train
 from vtc.evaluate import answers, errors, looked_at, questions, score
 from vtc.profiles import Profile
 from vtc.vlm import VLM
@@ -46,13 +46,15 @@ SETS = {
 def zoo(p: Profile, sets: tuple[str, ...] = (), V: tuple[int, ...] = ()) -> list[dict]:
     """Compressors at few tokens with one LLM; with the rivals, every patch handed to the largest (identity).
 
-    Ablations: at the two least V. Sets and V are the profile's where not given.
+    Ablations: at the two least V. Sets and V are the profile's where not given; V that a compressor can't
+    give are left out.
     """
     largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
     cases = [largest] if "rivals" in (sets or p.zoo) else []
     for name in sets or p.zoo:
         few = (V or p.zoo_V)[:2] if name == "ablations" else V or p.zoo_V
-        cases += [{"size": p.zoo_size, "V": v, "compressor": member} for v in few for member in SETS[name]]
+        able = [(v, member) for v in few for member in SETS[name] if v in compressors.possible(member, p.g)]
+        cases += [{"size": p.zoo_size, "V": v, "compressor": member} for v, member in able]
     cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
     return [case | {"seed": seed} for seed in p.seeds for case in cases]
 
@@ -154,8 +156,9 @@ def main(args: argparse.Namespace) -> int:
     p = profiles.get(args.profile)
     p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
     cases = zoo(p, _sets(args.zoo), profiles.whole_numbers(args.V, "V")) if args.zoo else cells(p)
-    for case in cases:
-        train.check(p, train.Case(**case))
+    for V in profiles.whole_numbers(args.V, "V"):
+        if V not in {case["V"] for case in cases}:
+            raise InputError(f"--V {V}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
     parts(p)
     rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")

@@ -179,10 +179,10 @@ def part(p: Profile, case: dict) -> dict[str, float]:
 def build(p: Profile, case: Case) -> VLM:
     """The model of that case before it has seen an image: text-trained LLM, new compressor and projector."""
     llm = text_llm(p, p.size(case.size), case.seed)
-    return _assemble(p, case, llm, make_tokenizer())
+    return assemble(p, case, llm, make_tokenizer())
 
 
-def _assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
+def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
     torch.manual_seed(1000 + case.seed)
     config = VLMConfig(
         llm=llm.config.to_dict(), tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
@@ -292,7 +292,7 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
         )
     torch.manual_seed(case.seed)
     eyes = tower.pretrained(p)
-    model = _assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
+    model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
     model.tower[0] = eyes
     features = tower.of_files(eyes, [c.image for c in talks], model.compressor.selects)
     bank = Bank(asked, tokenizer)

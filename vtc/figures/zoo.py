@@ -59,21 +59,81 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     return chart.facet(alt.Column("V:O", title="V")).properties(title=title)
 
 
-def at_cost(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
-    """Mean error over both families against counted operations a question, one line a compressor."""
-    frame = rows.groupby(["compressor", "V"])[["error", "mflop"]].mean().reset_index()
+COSTS = {
+    "mflop": ("The same at equal operations", "MFLOP a question, tower left out (the same for all)"),
+    "first_token_ms": ("The same at equal time", "ms to the first token on one core, tower left out"),
+}
+
+
+def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerChart:
+    """Mean error over both families against a cost of one question, one line a compressor."""
+    heading, words = COSTS[cost]
+    frame = rows.groupby(["compressor", "V"])[["error", cost]].mean().reset_index()
     base = alt.Chart(frame).encode(
-        x=alt.X(
-            "mflop:Q",
-            title="MFLOP a question, tower left out (the same for all)",
-            scale=alt.Scale(type="log"),
-        ),
+        x=alt.X(f"{cost}:Q", title=words, scale=alt.Scale(type="log", zero=False)),
         y=alt.Y("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False)),
         color=alt.Color("compressor:N", title="compressor"),
     )
-    words = base.mark_text(dy=-10, fontSize=11).encode(text="V:O")
-    title = alt.Title("The same at equal cost", subtitle=[figures.provenance(rows, p), "numbers: V"])
-    return (base.mark_line(point=True) + words).properties(title=title, width=430, height=300)
+    numbers = base.mark_text(dy=-10, fontSize=11).encode(text="V:O")
+    title = alt.Title(heading, subtitle=[figures.provenance(rows, p), "numbers: V"])
+    lines = base.mark_line(point=True).encode(order="V:Q")
+    return (lines + numbers).properties(title=title, width=430, height=300)
+
+
+def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Every compressor by its error, a panel a V, a colour a family; whiskers from least to greatest seed."""
+    frame = beside(rows)
+    order = frame.groupby("compressor")["error"].mean().sort_values().index.to_list()
+    base = alt.Chart(frame).encode(
+        y=alt.Y("compressor:N", title=None, sort=order), color=alt.Color("family:N", title="error in")
+    )
+    x = alt.X("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False))
+    chart = (
+        base.mark_rule().encode(x="low:Q", x2="high:Q") + base.mark_point(size=60).encode(x=x)
+    ).properties(width=200, height=17 * len(order))
+    title = alt.Title("The whole zoo, the best on top", subtitle=figures.provenance(rows, p))
+    return chart.facet(alt.Column("V:O", title="V")).properties(title=title)
+
+
+def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Error against V: one training for every V (dashed), and one for each (solid)."""
+    pairs = {"m3": "pool_after", "mqt_nested": "mqt"}
+    frame = beside(rows[rows["compressor"].isin([*pairs, *pairs.values()])])
+    frame["training"] = (
+        frame["compressor"].isin(list(pairs)).map({True: "once, every V", False: "each V by itself"})
+    )
+    frame["compressor"] = frame["compressor"].replace(pairs)
+    ticks = sorted(int(v) for v in frame["V"].unique())
+    base = alt.Chart(frame).encode(
+        x=alt.X(
+            "V:Q",
+            title="visual tokens V",
+            scale=alt.Scale(type="log", padding=12),
+            axis=alt.Axis(values=ticks, format="d", grid=False),
+        ),
+        y=alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False)),
+        color=alt.Color("compressor:N", title="compressor"),
+        strokeDash=alt.StrokeDash("training:N", title="trained"),
+    )
+    title = alt.Title("One training for every V, or one each", subtitle=figures.provenance(rows, p))
+    chart = base.mark_line(point=True).properties(width=300, height=250)
+    return chart.facet(alt.Column("family:N", title=None, sort=list(FAMILIES.values()))).properties(
+        title=title
+    )
+
+
+def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
+    """One image, and what each compressor's tokens take from each patch: a small map a compressor.
+
+    frame: columns compressor, x, y, weight; image (pixels, pixels, 3).
+    """
+    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
+    greatest = frame.groupby(["compressor", "x", "y"])["weight"].max().reset_index()
+    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
+    seen = alt.Chart(greatest).mark_rect().encode(**corner, color=blues).properties(width=95, height=95)
+    maps = seen.facet(alt.Facet("compressor:N", title=None), columns=6)
+    title = alt.Title("What a token takes from where", subtitle=f"profile {p.name}, one seed, one question")
+    return alt.hconcat(_picture(image), maps).resolve_scale(color="independent").properties(title=title)
 
 
 def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
@@ -81,16 +141,21 @@ def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChar
 
     frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
     """
-    y, x = np.indices(image.shape[:2]).reshape(2, -1)
-    color = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in image.reshape(-1, 3)]
     corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
-    dots = alt.Chart(pd.DataFrame({"x": x, "y": y, "color": color})).mark_rect()
-    picture = dots.encode(**corner, color=alt.Color("color:N", scale=None))
     blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
     seen = alt.Chart(frame).mark_rect().encode(**corner, color=blues).properties(width=150, height=150)
     maps = seen.facet(
         row=alt.Row("compressor:N", title=None), column=alt.Column("question:N", title=None, sort=None)
     )
     title = alt.Title("Where tokens look, as the question changes", subtitle=f"profile {p.name}, one seed")
-    whole = picture.properties(width=150, height=150, title="the image")
-    return alt.hconcat(whole, maps).resolve_scale(color="independent").properties(title=title)
+    return alt.hconcat(_picture(image), maps).resolve_scale(color="independent").properties(title=title)
+
+
+def _picture(image: np.ndarray) -> alt.Chart:
+    """An image (pixels, pixels, 3) as a chart, a rectangle a pixel."""
+    y, x = np.indices(image.shape[:2]).reshape(2, -1)
+    color = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in image.reshape(-1, 3)]
+    dots = alt.Chart(pd.DataFrame({"x": x, "y": y, "color": color})).mark_rect()
+    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
+    whole = dots.encode(**corner, color=alt.Color("color:N", scale=None))
+    return whole.properties(width=150, height=150, title="the image")
