@@ -12,8 +12,8 @@ from PIL import Image
 
 import vtc
 from vtc import data, evaluate, profiles, sweep, tower, train
+from vtc.llm import make_llm, make_tokenizer
 from vtc.loop import Muon, Stage, fit
-from vtc.vlm import make_llm, make_tokenizer
 
 
 @pytest.fixture(scope="module")

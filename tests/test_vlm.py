@@ -12,7 +12,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 import vtc
 from vtc import data, profiles, tower, train
 from vtc.compressors.base import Features
-from vtc.vlm import NOBODY, SHARED, VLM, Norm, block_mask, make_llm, make_tokenizer, swap_norms
+from vtc.llm import Norm, make_llm, make_tokenizer, swap_norms
+from vtc.vlm import NOBODY, SHARED, VLM, block_mask
 
 P = profiles.get("smoke")
 SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)

@@ -21,10 +21,11 @@ from transformers import Qwen2ForCausalLM
 
 from vtc import data, tower
 from vtc.compressors.base import Features
+from vtc.llm import make_llm, make_tokenizer
 from vtc.loop import BF16, make_optimizers
 from vtc.profiles import Profile
 from vtc.train import Bank, Case, assemble, build
-from vtc.vlm import VLM, make_llm, make_tokenizer
+from vtc.vlm import VLM
 
 
 def cases(p: Profile) -> list[dict]:

@@ -21,9 +21,10 @@ from transformers import AutoTokenizer
 
 from vtc import InputError, compressors, data, profiles, tower
 from vtc.compressors.base import Features
+from vtc.llm import make_llm, make_tokenizer
 from vtc.loop import Stage, fit, once, save_whole
 from vtc.profiles import LLMSize, Profile
-from vtc.vlm import NOBODY, VLM, Packed, VLMConfig, make_llm, make_tokenizer
+from vtc.vlm import NOBODY, VLM, Packed, VLMConfig
 
 
 @dataclass(frozen=True)
