@@ -62,5 +62,34 @@ def test_duels_name_the_cost_beside_the_other():
     assert claim["verdict"] == "held" and "of the cost" in claim["ours"]
 
 
+def test_a_misled_compressor_is_compared_with_itself():
+    """Right everywhere when asked, wrong everywhere when misled: the whole score is lost."""
+    right, wrong = (sweep.packed([score] * len(TASKS)) for score in (1.0, 0.0))
+    rows = pd.DataFrame([{"compressor": "quecc", "V": 1, "seed": 0, "scores": right, "misled": wrong}])
+    table = compare.differences(compare.with_misled(rows, "quecc"), TASKS, "quecc", draws=50)
+    assert set(table["compressor"]) == {"quecc, misled"} and (table["difference"] == -1).all()
+    before = rows.drop(columns="misled")  # rows from before the control was there
+    assert compare.with_misled(before, "quecc").equals(before)
+
+
+def test_clocks_are_compared_by_what_was_taken_in_turn():
+    """The second was clocked in a busy moment, twice as slow for all; by its ratio it is as quick."""
+    clock = pd.DataFrame(
+        {"size": "m", "compressor": ["pool", "quecc"], "V": 1, "first_token_ms": [2.0, 4.0]}
+    ).assign(tokenpacker_ms=[4.0, 8.0], ratio=0.5)
+    rows = clock[["size", "compressor", "V"]].assign(error=0.5)
+    assert compare.with_clock(rows, clock)["first_token_ms"].tolist() == [3.0, 3.0]
+
+
+def test_the_zoo_leaves_out_what_cannot_be_given_and_doubles():
+    p = profiles.get("laptop")
+    cases = sweep.zoo(p, ("rivals", "ablations", "others"))
+    pairs = [(case["compressor"], case["V"]) for case in cases]
+    assert len(set(pairs)) == len(pairs)
+    assert ("visionzip", 1) not in pairs and ("visionzip", 4) in pairs  # it needs a token beside the rest
+    assert ("quecc_unasked", 4) in pairs and ("quecc_unasked", 16) not in pairs
+    assert [case["compressor"] for case in cases].count("identity") == len(p.seeds)
+
+
 def test_holm_by_hand():
     assert compare.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])

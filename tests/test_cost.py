@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from vtc import InputError, cost
+from vtc import InputError, cost, profiles, records
+from vtc.bench.reading import clocked
 
 TINY = cost.LLMShape("tiny", layers=3, d=96, d_ff=256, heads=6, kv_heads=2, vocab=500)
 SMALL = cost.LLMShape("small", layers=2, d=256, d_ff=704, heads=4, kv_heads=4, vocab=1000)
@@ -214,6 +215,21 @@ def test_hardware_rows_name_their_source():
     for device in cost.hardware_table().values():
         assert device.source and device.peak["bf16"] > device.peak["fp32"] > 0
         assert device.memory > 0 < device.bandwidth
+
+
+def test_the_clocked_cpu_is_what_the_recorded_rows_say():
+    """hardware.csv's own row against the rows it came from, to the digits it is written with."""
+    found = clocked(records.stored("03_clock", profiles.get("laptop")))
+    row = cost.hardware("xeon2")
+    assert not row.overlap and not found.overlap
+    for ours, theirs in (
+        (row.peak["bf16"], found.peak["bf16"]),
+        (row.peak["fp32"], found.peak["fp32"]),
+        (row.bandwidth, found.bandwidth),
+        (row.compute_share, found.compute_share),
+        (row.bandwidth_share, found.bandwidth_share),
+    ):
+        assert ours == pytest.approx(theirs, rel=2e-3)
 
 
 def test_import_needs_no_torch():

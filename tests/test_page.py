@@ -129,7 +129,8 @@ def test_nothing_fits_is_said(tab):
 
 @pytest.mark.parametrize("task", ["reasoning", "ocr"])
 @pytest.mark.parametrize(
-    "device, Q, G, batch, ttft", [("h200", 50, 32, 8, 50), ("l4", 0, 1, 2, 100), ("a100", 500, 256, 64, 2000)]
+    "device, Q, G, batch, ttft",
+    [("h200", 50, 32, 8, 50), ("l4", 0, 1, 2, 100), ("a100", 500, 256, 64, 2000), ("xeon2", 50, 8, 1, 2000)],
 )
 def test_the_page_answers_as_the_plan_does(tab, fits, task, device, Q, G, batch, ttft):
     scales = tab.eval("SCALES")

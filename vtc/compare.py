@@ -105,9 +105,10 @@ def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
 
 def with_misled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
     """Cells, and this compressor's again as it scored when misled ("<compressor>, misled")."""
-    misled = rows["misled"] if "misled" in rows else pd.Series(index=rows.index, dtype=object)
-    wrong = rows[(rows["compressor"] == compressor) & (misled.fillna("").str.len() > 0)]
-    wrong = wrong.assign(scores=misled, compressor=f"{compressor}, misled")
+    if "misled" not in rows:
+        return rows
+    wrong = rows[(rows["compressor"] == compressor) & (rows["misled"].fillna("") != "")]
+    wrong = wrong.assign(scores=wrong["misled"], compressor=f"{compressor}, misled")
     return pd.concat([rows, wrong], ignore_index=True)
 
 

@@ -108,6 +108,11 @@ def here(p: Profile) -> cost.Hardware:
     clock = records.stored(STEM, dataclasses.replace(p, recompute=True))
     if clock.empty:
         raise InputError(f"hardware 'here': not clocked yet; run `vtc bench --profile {p.name}` first")
+    return clocked(clock, float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+
+
+def clocked(clock: pd.DataFrame, memory: float = 0.0) -> cost.Hardware:
+    """The device that these rows were clocked on: peaks, bandwidth, shares reached; memory in bytes."""
     said = predicted(clock)
     most = said["dtype"].value_counts().index[0]
     timed, said = ok(clock), said[said["dtype"] == most]
@@ -115,7 +120,7 @@ def here(p: Profile) -> cost.Hardware:
         name=str(timed["device"].iloc[0]),
         peak=timed.groupby("dtype")["peak_flops"].median().to_dict(),
         bandwidth=float(timed["bandwidth"].median()),
-        memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        memory=memory,
         source="vtc bench",
         compute_share=float(said["compute_share"].median()),
         bandwidth_share=float(said["bandwidth_share"].median()),

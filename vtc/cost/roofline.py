@@ -41,13 +41,13 @@ def hardware_table() -> dict[str, Hardware]:
     return {
         row["name"]: Hardware(
             row["name"],
-            {"bf16": float(row["bf16_tflops"]) * 1e12, "fp16": float(row["fp16_tflops"]) * 1e12}
-            | {"fp32": float(row["fp32_tflops"]) * 1e12},
+            {dtype: float(peak) * 1e12 for dtype in BYTES if (peak := row.get(f"{dtype}_tflops"))},
             float(row["bandwidth_gb_s"]) * 1e9,
             float(row["memory_gb"]) * 1e9,
             row["source"],
             float(row["compute_share"] or 1),
             float(row["bandwidth_share"] or 1),
+            row["overlap"] != "no",
         )
         for row in rows
     }

@@ -2,7 +2,8 @@
 
 The page holds no formula of its own: every stage of `vtc.cost` is sampled and stored as the exact
 polynomial in batch, Q and G that it is (checked), and the errors are the law's draws as `vtc.plan` uses
-them. What is left to the page is a roofline maximum, a sum, and the choice of the least error that fits.
+them. What is left to the page is a roofline maximum (on a CPU a sum), a sum, and the choice of the least
+error that fits.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ def content(fits: dict[str, Fit], draws: int, request: Request) -> dict:
 
 def _device(device: cost.Hardware) -> dict:
     peak = device.peak["bf16"] * device.compute_share
-    return {"name": device.name, "peak": peak, "bandwidth": device.bandwidth * device.bandwidth_share} | {
-        "memory_gb": device.memory / 1e9
+    bandwidth = device.bandwidth * device.bandwidth_share
+    return {"name": device.name, "peak": peak, "bandwidth": bandwidth} | {
+        "memory_gb": device.memory / 1e9,
+        "overlap": device.overlap,
     }
 
 
