@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -22,7 +23,7 @@ OPTIONS = {"llavamini_fused": {"llm_config": CONFIG, "layers": 2}}
 LEARNED = [
     n
     for n in names()
-    if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a", "m3"))
+    if n.startswith(("quecc", "tokenpacker", "glances", "mqt", "perc", "llava", "pool_a", "m3", "look"))
 ]
 
 
@@ -115,9 +116,15 @@ def idle_by_design(name, tokens):
     """Where a window is one patch the softmax is 1: no query or key can matter."""
     if tokens == 36 and name.startswith(("quecc", "tokenpacker")):
         return ("text", "pool", "query", "conv", "attend.q", "attend.k_", "attend.key", "attend.kv_")
-    if tokens == 36 and name.startswith("glances"):
-        return ("query", "place", "steer", "text", "pool")
-    return ("score.bias", "pool.score.bias")  # constant over the words: leaves the softmax
+    if tokens == 36 and name.startswith(("glances", "lookup")):
+        return ("query", "place", "steer", "text", "pool", "ask", "gate")
+    other = tuple(f"place.{k}" for k in (1, 2, 3, 6) if k != 6 / tokens**0.5)  # tables of another V
+    return (
+        "score.bias",
+        "pool.score.bias",
+        "gate.bias",
+        *other,
+    )  # constant over the words: leaves the softmax
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -139,7 +146,8 @@ def test_ledger_agrees_with_instrumented_count(name, tokens):
     module = make(name, tokens).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(features(), question(module))
-    extra = {"words": 5} if name in ("quecc_light", "glances_steered") else {}
+    reads_words = getattr(module, "question_source", None) == "embeddings" and module.needs_question
+    extra = {"words": 5} if reads_words else {}
     extra |= (
         {"d_keys": 4 * HEADS if name.startswith("pru") else 4} if module.needs_keys or name == "tome" else {}
     )
@@ -236,17 +244,18 @@ def reads(module, ask):
 
 
 def test_quecc_many_questions_share_keys():
-    for name in ("quecc", "quecc_light", "glances_steered"):
+    for name in ("quecc", "quecc_light", "glances_steered", "lookup"):
         module = make(name, 4).eval()
         x, asks = features(), question(module, 3, m=3)
         each = torch.stack([module(x, asks[:, i]) for i in range(3)], 1).flatten(0, 1)
         torch.testing.assert_close(module(x, asks), each, atol=1e-5, rtol=1e-5)
-        kept = module.patches(x) if name.startswith("gl") else module.keys_values(x)
+        kept = module.patches(x) if name in ("glances_steered", "lookup") else module.keys_values(x)
         torch.testing.assert_close(module(x, asks, kv=kept), each, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_of_a_question_is_not_read():
-    module = make("quecc_light", 4).eval()
+@pytest.mark.parametrize("name", ["quecc_light", "glances_steered", "lookup"])
+def test_padding_of_a_question_is_not_read(name):
+    module = make(name, 4).eval()
     x, ask = features(), question(module)
     mask = torch.arange(8).expand(3, 8) < 5
     padded = torch.cat([ask, torch.randn(3, 3, LLM)], 1)
@@ -280,7 +289,7 @@ def test_nested_weights_are_shared(name):
     twin = module.at(other)
     assert twin.tokens == other and module.tokens != other
     assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
-    assert twin(features()).shape[1] == other
+    assert twin(features(), question(twin)).shape[1] == other
 
 
 def test_pooling_keeps_the_mean_and_dct_the_low_frequencies():
@@ -490,3 +499,41 @@ def test_errors_are_one_line_that_helps(act, says):
 def test_official_names_with_a_models_prefix():
     given = Official({"model.mm_projector.query": torch.ones(2), "model.embed.weight": torch.ones(2)}, "MQT")
     assert "query" in given and "model.embed.weight" not in given
+
+
+@pytest.mark.parametrize("name", ["glances", "glances_steered", "lookup"])
+@pytest.mark.parametrize("tokens", [1, 4, 9])
+def test_glances_and_lookup_are_what_a_loop_over_windows_gives(name, tokens):
+    """Straight from the definition: image by image, window by window, look by look."""
+    module, x = make(name, tokens).eval(), features()
+    ask = question(module)
+    with torch.no_grad():
+        z = F.layer_norm(module.read(x.levels), (module.query.shape[1],), eps=1e-6)
+        side, k = math.isqrt(tokens), 6 // math.isqrt(tokens)
+        place = module.place[str(k)] if name == "lookup" else module.place
+        for i in range(3):
+            query, grown = module.query, 1.0
+            if module.needs_question:
+                told = module.text(module.pool(ask[i : i + 1]))[0]
+                query = query + module.steer(told).view(query.shape) * query.shape[1] ** -0.5
+                grown = 1 + module.scale(told)
+            for v in range(tokens):
+                rows, columns = range(v // side * k, v // side * k + k), range(v % side * k, v % side * k + k)
+                patches = torch.stack([z[i, 6 * r + c] for r in rows for c in columns])
+                carried = [
+                    ((query[h] @ patches.T + place[h]).softmax(0) @ patches * grown) @ module.value[h]
+                    for h in range(len(query))
+                ]
+                token = module.project(torch.cat(carried))
+                if name == "lookup":
+                    token = token + by_word(module, ask[i], patches)
+                torch.testing.assert_close(module(x, ask)[i, v], token, atol=1e-5, rtol=1e-4)
+
+
+def by_word(module, words, patches):
+    """What the words of one question find among the patches of one window."""
+    share = module.gate(words).softmax(0)  # (q, finds)
+    queries = F.layer_norm(words, words.shape[-1:]) @ module.ask
+    found = [(q @ patches.T * len(q) ** -0.5).softmax(0) @ patches for q in queries]
+    finds = [sum(share[j, f] * found[j] for j in range(len(words))) for f in range(share.shape[1])]
+    return torch.cat(finds) @ module.hand_on

@@ -41,7 +41,7 @@ def answer_losses(vlm: VLM, packed, seen: Features) -> float:
         return vlm(packed, seen).item()
 
 
-STEERED = ["quecc", "quecc_shared", "quecc_light", "glances_steered"]
+STEERED = ["quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"]
 
 
 @pytest.mark.parametrize("compressor", ["tokenpacker", "pool", "glances", *STEERED])
@@ -219,7 +219,7 @@ def test_many_visual_tokens_share_the_positions_of_few():
     assert vlm.places(torch.tensor([16, 17])).tolist() == [0, 0.25]  # the next question's
 
 
-@pytest.mark.parametrize("compressor", ["m3", "mqt_nested", "pool"])
+@pytest.mark.parametrize("compressor", ["m3", "mqt_nested", "pool", "glances_nested"])
 def test_at_another_V_the_weights_are_the_same(compressor):
     """A model built for 16 tokens and asked for 4, and one built for 4 that was given its weights."""
     large, small = model(compressor, V=16), model(compressor, V=4)

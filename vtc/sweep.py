@@ -33,11 +33,18 @@ def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
 
 # The compressors of notebook 05; TokenPacker's rows are the sweep's.
 SETS = {
-    "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances", "glances_steered"),
-    "ablations": ("quecc", "quecc_unasked", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
-    "nested": ("m3", "mqt_nested"),
+    "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"),
+    "ablations": (
+        "quecc",
+        "quecc_unasked",
+        "quecc_pooled",
+        "quecc_one_level",
+        "quecc_one_head",
+        "lookup_unaligned",
+    ),
+    "nested": ("m3", "mqt_nested", "glances_nested"),
     "others": (
-        *("pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
+        *("glances", "pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
         *("prumerge_plus", "visionzip", "tome", "fastv", "random", "stride", "downsample", "dct"),
     ),
 }

@@ -237,7 +237,7 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
     """
     r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
 
-    def batches(bank: Bank, stage: int, pack: int) -> Callable[[int], tuple]:
+    def batches(bank: Bank, stage: int, pack: int, every: tuple[int, ...]) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
             rng = np.random.default_rng([case.seed, stage, step])
             packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
@@ -251,7 +251,8 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
         align = Stage(
             "align", r.align_steps, r.lr(r.align_lr, d), ("compressor", "projector"), r.checkpoint_every
         )
-        aligned = fit(model, align, batches(described, 1, 2), folder)
+        drawn = every or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
+        aligned = fit(model, align, batches(described, 1, 2, drawn), folder)
     instruct = Stage(
         "instruct",
         r.instruct_steps,
@@ -259,7 +260,7 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
         ("compressor", "projector", "llm"),
         r.checkpoint_every,
     )
-    last = fit(model, instruct, batches(asked, 2, r.pack), folder)
+    last = fit(model, instruct, batches(asked, 2, r.pack, every), folder)
     return model.eval(), {
         "loss": last["loss"],
         "train_seconds": last["seconds"] + aligned["seconds"],

@@ -31,6 +31,9 @@ REGISTRY = {
     "quecc_one_head": ("quecc", "QueCC", {"heads": 1}),
     "glances": ("glances", "Glances", {}),
     "glances_steered": ("glances", "Glances", {"steered": True}),
+    "glances_nested": ("glances", "Glances", {"steered": True, "every": True}),
+    "lookup": ("lookup", "Lookup", {}),
+    "lookup_unaligned": ("lookup", "Lookup", {"aligned": False}),
     "mqt": ("resampler", "MQT", {}),
     "mqt_content": ("resampler", "MQT", {"keys": "content"}),
     "mqt_nested": ("resampler", "MQT", {}),
@@ -49,8 +52,14 @@ REGISTRY = {
     "dct": ("controls", "DCT", {}),
 }
 
-# One training serves every V: it is drawn anew at every step (M3, MQT), or plays no part in it (FastV).
-TRAINED_ONCE = {"m3", "mqt_nested", "fastv"}
+# One training serves every V: it is drawn anew at every step, or plays no part in training (FastV). Beside
+# each, the same with weights for one V alone.
+TRAINED_ONCE = {
+    "m3": "pool_after",
+    "mqt_nested": "mqt",
+    "glances_nested": "glances_steered",
+    "fastv": "identity",
+}
 
 
 def names() -> list[str]:

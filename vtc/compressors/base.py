@@ -65,6 +65,7 @@ class Compressor(nn.Module):
     needs_keys = False  # features.keys
     ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
     nested = False  # True: the same weights serve every V, see `at`
+    aligns_at: int | None = None  # V of the align stage where it is another, see `at`
     exact_count = True  # False: some of the V tokens may be padding, see `with_mask`
 
     def __init__(self, *, tokens, grid, d, d_levels=None, d_llm=None, d_question=None):

@@ -33,20 +33,24 @@ class Glances(Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
     steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales
-    the values. width: of the patches' map (d). each: channels a glance carries (width / 8).
+    the values. every: a table of places for every V, so that one training serves all of them. width: of the
+    patches' map (d). each: channels a glance carries (width / 8).
     """
 
     needs_levels = True
     ends_at_llm = True
 
-    def __init__(self, *, glances=32, width=None, each=None, steered=False, source="embeddings", **shape):
+    def __init__(self, *, glances=32, width=None, each=None, steered=False, every=False,
+                 source="embeddings", **shape):  # fmt: skip
         super().__init__(**shape)
         width = width or self.d
         each = each or max(4, width // 8)
-        self.needs_question, self.question_source = steered, source
+        self.needs_question, self.question_source, self.nested = steered, source, every
         self.read = mlp2x(self.width_of("d_levels"), width, width)
         self.query = nn.Parameter(torch.randn(glances, width) * width**-0.5)
-        self.place = nn.Parameter(spread(glances, self.k))
+        sides = [self.grid // math.isqrt(v) for v in self.possible(self.grid)] if every else [self.k]
+        tables = {str(k): nn.Parameter(spread(glances, k)) for k in sides}
+        self.place = nn.ParameterDict(tables) if every else tables[str(self.k)]
         self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
         self.project = mlp2x(glances * each, self.d_out, self.d_out)
         if steered:
@@ -73,7 +77,8 @@ class Glances(Windows):
     def looks(self, patches: Tensor, steer: Tensor | None) -> Tensor:
         """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k)."""
         b, v, kk, width = patches.shape
-        query, place = self.query.expand(b, 1, -1, -1), self.place
+        query = self.query.expand(b, 1, -1, -1)
+        place = self.place[str(self.k)] if self.nested else self.place
         if steer is not None:
             moves = self.steer(steer).unflatten(-1, (-1, width))  # (b, m, glances, width)
             query = query + moves * width**-0.5

@@ -68,7 +68,19 @@ def _quecc(V, s, d, L, D, T, heads=8, width=None, question=True, conv=True, leve
 
 
 def _glances(
-    V, s, d, L, D, T, glances=32, width=None, each=None, steered=False, source="embeddings", words=20
+    V,
+    s,
+    d,
+    L,
+    D,
+    T,
+    glances=32,
+    width=None,
+    each=None,
+    steered=False,
+    every=False,
+    source="embeddings",
+    words=20,
 ):
     w = width or d
     each, T = each or max(4, w // 8), T or D
@@ -78,6 +90,13 @@ def _glances(
     pooled = _pooled_question(T, words=words) if source == "embeddings" else 0
     steer = pooled + 2 * (4 * T if pooled else T) * w + 2 * w * (glances * w + w)
     return Count(_mlp(s, L, w, w), looks + steer)
+
+
+def _lookup(V, s, d, L, D, T, finds=4, aligned=True, words=20, **options):
+    own = _glances(V, s, d, L, D, T, steered=True, words=words, width=D, **options)
+    asked = 2 * words * D * (D + finds) + 2 * words * s * D  # queries and shares, scores
+    mixed = 2 * words * finds * s + 2 * finds * s * D + 2 * V * finds * D * D
+    return Count(own.image, own.question + asked + mixed)
 
 
 def _attention(m, s, d, heads, one_query=False, one_key=False):
@@ -152,6 +171,7 @@ FORMULAS = {
     "TokenPacker": _tokenpacker,
     "QueCC": _quecc,
     "Glances": _glances,
+    "Lookup": _lookup,
     "MQT": _mqt,
     "Perceiver": _perceiver,
     "LLaVAMini": _llavamini,

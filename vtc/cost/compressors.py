@@ -14,7 +14,7 @@ import numpy as np
 from vtc.compressors import entry, find, ledger
 from vtc.cost.shapes import TowerShape
 
-AT_LLM_WIDTH = ("TokenPacker", "MQT", "PoolAfter", "Glances", "LLaVAMiniFused")
+AT_LLM_WIDTH = ("TokenPacker", "MQT", "PoolAfter", "Glances", "Lookup", "LLaVAMiniFused")
 FUSION_LAYERS = 4  # of LLaVA-Mini's pre-fusion stack, each as wide as the LLM's
 
 # class -> weights that multiply, from V, s, d (tower), L (levels side by side), D (LLM); others have none
@@ -22,6 +22,7 @@ WEIGHTS = {
     "TokenPacker": lambda V, s, d, L, D: 2 * (L * d + d * d) + 5 * d * d + d * D + D * D,
     "QueCC": lambda V, s, d, L, D: 2 * (L * d + d * d) + 6 * d * d + s / np.maximum(V, 1) * d + D * d,
     "Glances": lambda V, s, d, L, D: L * d + d * d + 32 * (d / 8) * D + D * D,
+    "Lookup": lambda V, s, d, L, D: L * D + D * D + 32 * (D / 8) * D + D * D + 5 * D * D,
     "MQT": lambda V, s, d, L, D: 4 * d * d + 256 * d + d * D,
     "PoolAfter": lambda V, s, d, L, D: d * D + D * D,
     "Perceiver": lambda V, s, d, L, D: 5 * d * d + (V + s) * d,

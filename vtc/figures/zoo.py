@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from vtc import data, figures
+from vtc import compressors, data, figures
 from vtc.profiles import Profile
 
 FAMILIES = {"reasoning": "reasoning", "ocr": "OCR-like"}
@@ -97,7 +97,7 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V: one training for every V (dashed), and one for each (solid)."""
-    pairs = {"m3": "pool_after", "mqt_nested": "mqt"}
+    pairs = {once: each for once, each in compressors.TRAINED_ONCE.items() if each != "identity"}
     frame = beside(rows[rows["compressor"].isin([*pairs, *pairs.values()])])
     frame["training"] = (
         frame["compressor"].isin(list(pairs)).map({True: "once, every V", False: "each V by itself"})
