@@ -35,12 +35,8 @@ def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
 SETS = {
     "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"),
     "ablations": (
-        "quecc",
-        "quecc_unasked",
-        "quecc_pooled",
-        "quecc_one_level",
-        "quecc_one_head",
-        "lookup_unaligned",
+        *("quecc", "quecc_unasked", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
+        *("lookup", "lookup_unaligned"),
     ),
     "nested": ("m3", "mqt_nested", "glances_nested"),
     "others": (

@@ -21,8 +21,8 @@ class Lookup(Glances):
     """(b, s, d_levels) and the question's input embeddings (b, [m,] q, d_llm) -> (b m, V, d_llm).
 
     finds: how many mixtures over the words' looks are handed on, each a weighted mean of patches.
-    aligned: the align stage has up to 16 tokens, whatever V is, for a token has to be of one place to learn its
-    words; False: V tokens, as for every other compressor.
+    aligned: the align stage has up to 16 tokens, whatever V is, for a token has to be of one place to learn
+    its words; False: V tokens, as for every other compressor.
     """
 
     def __init__(self, *, finds=4, aligned=True, **options):
