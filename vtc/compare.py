@@ -143,9 +143,12 @@ def claims(table: pd.DataFrame, rivals: pd.DataFrame) -> list[dict]:
         words = f"QueCC scores higher than TokenPacker at V = {row.V}"
         paper = "by 0.001 to 0.007 on most benchmarks at one token" if row.V == 1 else "mixed"
         said.append(_claim(row, words, paper, "arXiv 2411.03312v1, Table 1"))
-    for row in rivals[rivals["against"] == "quecc"].itertuples():
-        words = f"{row.compressor} scores higher than QueCC at V = {row.V} for no more operations"
+    for row in rivals[rivals["against"].eq("quecc") | rivals["compressor"].eq("lookup")].itertuples():
+        other = {"quecc": "QueCC", "tokenpacker": "TokenPacker"}[row.against]
+        words = f"{row.compressor} scores higher than {other} at V = {row.V} for no more operations"
         said.append(_claim(row, words, "not tested", "", f" at {row.cost:.2f} of the cost", row.cost <= 1))
+        if row.against != "quecc":
+            said[-1]["id"] += f"-{row.against}"
     return said
 
 

@@ -4,7 +4,8 @@ A steered compressor has to learn where "red" lies in its features and in the qu
 the two together; at one token, 800 steps are too few for that (QueCC names 4 of 10 attributes). But an LLM
 that has read about scenes knows what a word's embedding finds. So patches are mapped to the LLM's width,
 taught to speak its words at many tokens (`aligns_at`), and each word's embedding is the query itself: what it
-finds is handed to the LLM as it stands, beside the steered glances (`glances.py`).
+finds is handed to the LLM as it stands, beside the steered glances (`glances.py`). How far this carries where
+words and patches are less of one kind than in a small world is not known.
 """
 
 from __future__ import annotations
