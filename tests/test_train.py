@@ -79,6 +79,21 @@ def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
     assert len({row["scores"] for row in rows}) > 1
 
 
+@pytest.mark.parametrize("name, seen", [("lookup", [16, None]), ("lookup_unaligned", [None, None])])
+def test_a_compressor_may_be_aligned_at_more_tokens(smoke, monkeypatch, name, seen):
+    """What each stage's first batch says of V: nothing, or that of the align stage."""
+    stages = []
+
+    def fit(model, stage, batch, folder):
+        stages.append(next((int(v) for v in batch(0)[2:]), None))
+        return {"loss": 0.0, "seconds": 1.0, "steps": 1}
+
+    monkeypatch.setattr(train, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
+    monkeypatch.setattr(train, "fit", fit)
+    train.train(smoke, train.Case("xs", 1, name, 0))
+    assert stages == seen
+
+
 def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
     rows = {}
     for name in ("quecc_light", "quecc_unasked"):
