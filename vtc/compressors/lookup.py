@@ -3,7 +3,7 @@
 A steered compressor has to learn where "red" lies in its features and in the question's vector, and to bring
 the two together; at one token, 800 steps are too few for that (QueCC names 4 of 10 attributes). Here each
 word's embedding is a query by itself, patches are mapped to the LLM's width, and what a word finds is handed
-to the LLM as it stands, beside the steered glances (`glances.py`). An align stage at many tokens (`aligns_at`)
+to the LLM as it stands, beside the steered glances (`glances.py`). Aligning at many tokens (`aligns_at`)
 teaches patches the LLM's words; it adds little to that (notebook 05). How far this carries where words and
 patches are less of one kind than in a small world is not known.
 """
