@@ -117,7 +117,7 @@ def measures(request: Request, device: cost.Hardware, N, V) -> dict[str, np.ndar
     V = np.asarray(V, float)
     work = cost.stages(pipe, V, request.Q, request.G, request.batch, request.question)
     limits = {name: cost.limits(w, device, request.dtype) for name, w in work.items()}
-    took = {name: np.maximum(*ends) for name, ends in limits.items()}
+    took = {name: cost.seconds(w, device, request.dtype) for name, w in work.items()}
     first = [name for name in took if name != "decode"]
     by_compute = sum(np.where(limits[x][0] >= limits[x][1], took[x], 0.0) for x in first)
     ttft = sum(took[x] for x in first)
