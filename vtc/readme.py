@@ -41,7 +41,7 @@ def _sweep(path: Path) -> str:
     seeds = rows.groupby(["size", "V"])["seed"].nunique()
     said = (
         f"Recorded sweep: {len(rows)} trained models, {len(seeds)} cells of N and V, "
-        f"{seeds.min()} to {seeds.max()} seeds a cell, {rows['questions'].iloc[0]:,} test questions each; "
+        f"{_span(seeds.min(), seeds.max())} seeds a cell, {rows['questions'].iloc[0]:,} test questions each; "
         f"{device}, commit {', '.join(sorted(set(rows['commit'].astype(str))))}."
     )
     head = "| mean error | V = 0 | fewest tokens | most tokens |\n|---|---|---|---|"
@@ -53,6 +53,10 @@ def _sweep(path: Path) -> str:
             text = " | ".join("-" if v is None else f"{v:.2f}" for v in cells)
             lines.append(f"| {label}, {which} LLM (N = {N:,}) | {text} |")
     return said + "\n\n" + "\n".join([head, *lines])
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _claims(path: Path) -> str:

@@ -26,9 +26,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and (
-        "allocate memory" in str(error) or "out of memory" in str(error)
-    )
+    said = (
+        "allocate memory",
+        "out of memory",
+        "create a primitive",
+    )  # the last: oneDNN, no room for a kernel
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 class Clock:
