@@ -110,9 +110,10 @@ def test_seeds_that_are_no_numbers_are_refused(words):
     [
         (["--zoo", "best"], "vtc: --zoo best: choose some of rivals, ablations, nested, others"),
         (["--zoo", "rivals", "--V", "5"], "vtc: --V 5: no compressor of these sets"),
+        (["--V", "5"], "vtc: V = 5: a 12 x 12 grid and tokenpacker can give 0"),
     ],
 )
-def test_a_zoo_that_is_not_there_is_refused_before_any_work(words, said):
+def test_a_sweep_that_cannot_be_is_refused_before_any_work(words, said):
     done = vtc("sweep", "--profile", "smoke", *words)
     assert done.returncode == 2 and done.stderr.startswith(said)
 

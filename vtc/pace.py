@@ -1,4 +1,4 @@
-"""Training speed here: questions a second, the share of the machine's matrix peak, and a plain loop beside.
+"""Speed here: of training beside a plain loop (notebook 02), and of a first token (notebook 05).
 
 The plain loop is what one writes first: one question a sequence, float32, transformers as it comes, AdamW. It
 learns from the same questions, so the two rates can be compared; both are taken in turn, in one process, on

@@ -46,16 +46,15 @@ SETS = {
 }
 
 
-def zoo(p: Profile, sets: tuple[str, ...] = (), V: tuple[int, ...] = ()) -> list[dict]:
+def zoo(p: Profile) -> list[dict]:
     """Compressors at few tokens with one LLM; with the rivals, every patch handed to the largest (identity).
 
-    Ablations: at the two least V. Sets and V are the profile's where not given; V that a compressor can't
-    give are left out.
+    Ablations: at the two least V. V that a compressor can't give are left out.
     """
     largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
-    cases = [largest] if "rivals" in (sets or p.zoo) else []
-    for name in sets or p.zoo:
-        few = (V or p.zoo_V)[:2] if name == "ablations" else V or p.zoo_V
+    cases = [largest] if "rivals" in p.zoo else []
+    for name in p.zoo:
+        few = p.zoo_V[:2] if name == "ablations" else p.zoo_V
         able = [(v, member) for v in few for member in SETS[name] if v in compressors.possible(member, p.g)]
         cases += [{"size": p.zoo_size, "V": v, "compressor": member} for v, member in able]
     cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
@@ -88,7 +87,7 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     model, notes = train.train(p, case)
     asked = questions(p)
     scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
-    steered = case.V > 0 and model.compressor.needs_question and not model.question_first
+    steered = model.compressor.needs_question and not model.question_first
     wrong = answers(p, model, asked, misled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
@@ -142,26 +141,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)} "
         "(default: those of the profile)",
     )
-    parser.add_argument("--V", default="", help="such as 1,4: of the compressors (default: the profile's)")
+    parser.add_argument("--V", default="", help="such as 1,4 (default: the profile's)")
 
 
-def _sets(text: str) -> tuple[str, ...]:
-    """The sets named in "rivals,nested"; none where the profile's are meant."""
-    names = () if text == "profile" else tuple(text.split(","))
-    for name in names:
+def asked_for(args: argparse.Namespace) -> Profile:
+    """The profile with the seeds, V and sets of compressors of these arguments in place of its own."""
+    p = profiles.get(args.profile)
+    p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
+    V = profiles.whole_numbers(args.V, "V")
+    if not args.zoo:
+        return replace(p, V=V or p.V)
+    sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
+    for name in sets:
         if name not in SETS:
             raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}")
-    return names
+    members = [member for name in sets for member in SETS[name]]
+    for v in V:
+        if not any(v in compressors.possible(member, p.g) for member in members):
+            raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
+    return replace(p, zoo=sets, zoo_V=V or p.zoo_V)
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
-    p = profiles.get(args.profile)
-    p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
-    cases = zoo(p, _sets(args.zoo), profiles.whole_numbers(args.V, "V")) if args.zoo else cells(p)
-    for V in profiles.whole_numbers(args.V, "V"):
-        if V not in {case["V"] for case in cases}:
-            raise InputError(f"--V {V}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
+    p = asked_for(args)
+    cases = zoo(p) if args.zoo else cells(p)
+    for case in cases:
+        train.check(p, train.Case(**case))
     parts(p)
     rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")

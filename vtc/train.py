@@ -204,9 +204,11 @@ def _train_once(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     done = p.cache / f"{case.compressor}-{case.size}-{case.seed}" / "every-V.safetensors"
     with once(done) as missing:
         if missing:
-            model, notes = _train(p, replace(case, V=max(served(p))), served(p))
+            first = replace(case, V=max(served(p)))
+            model, notes = _train(p, first, served(p))
             weights = {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}
             save_whole(weights, done, {k: repr(v) for k, v in notes.items()})
+            shutil.rmtree(checkpoints(p, first))
     model = build(p, case)
     model.load_state_dict(load_file(done), strict=False)
     model.llm.tie_weights()
@@ -230,10 +232,10 @@ def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, di
     return teach(p, case, model, features, *banks, every)
 
 
-def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=()):
+def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, served=()):
     """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too).
 
-    every: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
+    served: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
     """
     r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
 
@@ -251,7 +253,7 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
         align = Stage(
             "align", r.align_steps, r.lr(r.align_lr, d), ("compressor", "projector"), r.checkpoint_every
         )
-        drawn = every or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
+        drawn = served or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
         aligned = fit(model, align, batches(described, 1, 2, drawn), folder)
     instruct = Stage(
         "instruct",
@@ -260,7 +262,7 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
         ("compressor", "projector", "llm"),
         r.checkpoint_every,
     )
-    last = fit(model, instruct, batches(asked, 2, r.pack, every), folder)
+    last = fit(model, instruct, batches(asked, 2, r.pack, served), folder)
     return model.eval(), {
         "loss": last["loss"],
         "train_seconds": last["seconds"] + aligned["seconds"],

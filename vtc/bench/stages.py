@@ -26,11 +26,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    said = (
-        "allocate memory",
-        "out of memory",
-        "create a primitive",
-    )  # the last: oneDNN, no room for a kernel
+    # the last is oneDNN's, which finds no room for a kernel
+    said = ("allocate memory", "out of memory", "create a primitive")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 

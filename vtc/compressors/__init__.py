@@ -25,7 +25,7 @@ REGISTRY = {
     "quecc": ("quecc", "QueCC", {}),
     "quecc_shared": ("quecc", "QueCC", {"source": "prompt_prefix"}),
     "quecc_light": ("quecc", "QueCC", {"source": "embeddings"}),
-    "quecc_unasked": ("quecc", "QueCC", {"question": False}),  # from here on QueCC with one part left out
+    "quecc_unasked": ("quecc", "QueCC", {"question": False}),  # QueCC with one part left out
     "quecc_pooled": ("quecc", "QueCC", {"conv": False}),
     "quecc_one_level": ("quecc", "QueCC", {"levels": 1}),
     "quecc_one_head": ("quecc", "QueCC", {"heads": 1}),

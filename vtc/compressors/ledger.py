@@ -67,21 +67,8 @@ def _quecc(V, s, d, L, D, T, heads=8, width=None, question=True, conv=True, leve
     return Count(kv + 2 * s * d * w, steer + each + out)
 
 
-def _glances(
-    V,
-    s,
-    d,
-    L,
-    D,
-    T,
-    glances=32,
-    width=None,
-    each=None,
-    steered=False,
-    every=False,
-    source="embeddings",
-    words=20,
-):
+def _glances(V, s, d, L, D, T, glances=32, width=None, each=None, steered=False, every=False,
+             source="embeddings", words=20):  # fmt: skip
     w = width or d
     each, T = each or max(4, w // 8), T or D
     looks = 4 * glances * s * w + 2 * V * glances * w * each + _mlp(V, glances * each, D, D)

@@ -48,9 +48,8 @@ class Lookup(Glances):
         """Patches (b, V, k*k, d_llm) and words -> where each find looks, (b, V, m, finds, k*k)."""
         query, share = self.words(question, mask)
         b, m, q, width = query.shape
-        scores = query.flatten(1, 2).unsqueeze(1).to(patches.dtype) @ patches.transpose(
-            2, 3
-        )  # (b, V, m q, kk)
+        query = query.flatten(1, 2).unsqueeze(1).to(patches.dtype)  # (b, 1, m q, d_llm)
+        scores = query @ patches.transpose(2, 3)  # (b, V, m q, k*k)
         looks = (scores * width**-0.5).softmax(-1).unflatten(2, (m, q))
         return share.unsqueeze(1).to(looks.dtype) @ looks
 

@@ -25,23 +25,31 @@ def beside(rows: pd.DataFrame) -> pd.DataFrame:
 
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, a line a compressor, a panel a family; whiskers from least to greatest seed."""
-    frame = beside(rows)
-    ticks = sorted(int(v) for v in frame["V"].unique())
-    x = alt.X(
-        "V:Q",
-        title="visual tokens V",
-        scale=alt.Scale(type="log", padding=12),
-        axis=alt.Axis(values=ticks, format="d", labelOverlap=False, grid=False),
-    )
-    base = alt.Chart(frame).encode(x=x, color=alt.Color("compressor:N", title="compressor"))
-    y = alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False))
-    lines = base.mark_line(point=True).encode(y=y)
+    base = _against_v(beside(rows))
     whiskers = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
     title = alt.Title("One recipe, one LLM, several compressors", subtitle=figures.provenance(rows, p))
-    chart = (lines + whiskers).properties(width=300, height=250)
-    return chart.facet(alt.Column("family:N", title=None, sort=list(FAMILIES.values()))).properties(
-        title=title
+    return _panels(base.mark_line(point=True) + whiskers, title)
+
+
+def _against_v(frame: pd.DataFrame) -> alt.Chart:
+    """Rows of `beside` -> error against V, a colour a compressor; the caller chooses marks."""
+    ticks = sorted(int(v) for v in frame["V"].unique())
+    return alt.Chart(frame).encode(
+        x=alt.X(
+            "V:Q",
+            title="visual tokens V",
+            scale=alt.Scale(type="log", padding=12),
+            axis=alt.Axis(values=ticks, format="d", labelOverlap=False, grid=False),
+        ),
+        y=alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False)),
+        color=alt.Color("compressor:N", title="compressor"),
     )
+
+
+def _panels(chart: alt.Chart | alt.LayerChart, title: alt.Title) -> alt.FacetChart:
+    """A panel a family."""
+    column = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
+    return chart.properties(width=300, height=250).facet(column).properties(title=title)
 
 
 def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
@@ -105,23 +113,9 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
         frame["compressor"].isin(list(pairs)).map({True: "once, every V", False: "each V by itself"})
     )
     frame["compressor"] = frame["compressor"].replace(pairs)
-    ticks = sorted(int(v) for v in frame["V"].unique())
-    base = alt.Chart(frame).encode(
-        x=alt.X(
-            "V:Q",
-            title="visual tokens V",
-            scale=alt.Scale(type="log", padding=12),
-            axis=alt.Axis(values=ticks, format="d", grid=False),
-        ),
-        y=alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False)),
-        color=alt.Color("compressor:N", title="compressor"),
-        strokeDash=alt.StrokeDash("training:N", title="trained"),
-    )
+    base = _against_v(frame).encode(strokeDash=alt.StrokeDash("training:N", title="trained"))
     title = alt.Title("One training for every V, or one each", subtitle=figures.provenance(rows, p))
-    chart = base.mark_line(point=True).properties(width=300, height=250)
-    return chart.facet(alt.Column("family:N", title=None, sort=list(FAMILIES.values()))).properties(
-        title=title
-    )
+    return _panels(base.mark_line(point=True), title)
 
 
 def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
@@ -129,13 +123,10 @@ def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChar
 
     frame: columns compressor, x, y, weight; image (pixels, pixels, 3).
     """
-    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
     greatest = frame.groupby(["compressor", "x", "y"])["weight"].max().reset_index()
-    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
-    seen = alt.Chart(greatest).mark_rect().encode(**corner, color=blues).properties(width=95, height=95)
-    maps = seen.facet(alt.Facet("compressor:N", title=None), columns=6)
+    maps = _map(greatest, side=95).facet(alt.Facet("compressor:N", title=None), columns=6)
     title = alt.Title("What a token takes from where", subtitle=f"profile {p.name}, one seed, one question")
-    return alt.hconcat(_picture(image), maps).resolve_scale(color="independent").properties(title=title)
+    return _beside_picture(image, maps, title)
 
 
 def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
@@ -143,21 +134,27 @@ def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChar
 
     frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
     """
-    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
-    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
-    seen = alt.Chart(frame).mark_rect().encode(**corner, color=blues).properties(width=150, height=150)
-    maps = seen.facet(
+    maps = _map(frame, side=150).facet(
         row=alt.Row("compressor:N", title=None), column=alt.Column("question:N", title=None, sort=None)
     )
     title = alt.Title("Where tokens look, as the question changes", subtitle=f"profile {p.name}, one seed")
-    return alt.hconcat(_picture(image), maps).resolve_scale(color="independent").properties(title=title)
+    return _beside_picture(image, maps, title)
 
 
-def _picture(image: np.ndarray) -> alt.Chart:
-    """An image (pixels, pixels, 3) as a chart, a rectangle a pixel."""
+CORNER = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
+
+
+def _map(frame: pd.DataFrame, side: int) -> alt.Chart:
+    """Columns x, y, weight -> a square a patch, the darker the more is taken."""
+    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
+    return alt.Chart(frame).mark_rect().encode(**CORNER, color=blues).properties(width=side, height=side)
+
+
+def _beside_picture(image: np.ndarray, maps: alt.FacetChart, title: alt.Title) -> alt.HConcatChart:
+    """An image (pixels, pixels, 3), a rectangle a pixel, and maps of it."""
     y, x = np.indices(image.shape[:2]).reshape(2, -1)
     color = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in image.reshape(-1, 3)]
     dots = alt.Chart(pd.DataFrame({"x": x, "y": y, "color": color})).mark_rect()
-    corner = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
-    whole = dots.encode(**corner, color=alt.Color("color:N", scale=None))
-    return whole.properties(width=150, height=150, title="the image")
+    picture = dots.encode(**CORNER, color=alt.Color("color:N", scale=None))
+    picture = picture.properties(width=150, height=150, title="the image")
+    return alt.hconcat(picture, maps).resolve_scale(color="independent").properties(title=title)
