@@ -27,7 +27,9 @@ LEARNED = [
 ]
 
 
-def features(b=3, g=6, seed=0):
+def features(b=3, g=6, seed=0, of=None):
+    """Made-up features of g x g patches, or of as many as the compressor `of` reads."""
+    g = g if of is None else of.side
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -65,7 +67,7 @@ CASES = [(name, v) for name in names() for v in some_tokens(name)]
 def test_call(name, tokens):
     """Exact count, declared width, same twice, and nothing leaks between the images of a batch."""
     module = make(name, tokens).eval()
-    x, ask = features(), question(module)
+    x, ask = features(of=module), question(module)
     z = module(x, ask)
     entering = 36 if module.cost_class == "D" else tokens  # FastV's drop out later, inside the LLM
     assert z.shape == (3, entering, module.d_out) and z.dtype == torch.float32 and z.isfinite().all()
@@ -84,14 +86,14 @@ def test_any_grid(name):
         for v in {there[0], there[-1]} if g < 13 else {there[0]}:
             module = make(name, v, g).eval()
             with torch.no_grad():
-                z = module(features(1, g), question(module, 1))
+                z = module(features(1, of=module), question(module, 1))
             assert z.shape[1] == (g * g if module.cost_class == "D" else v)
 
 
 @pytest.mark.parametrize("name", [n for n in names() if n not in ("none", "fastv")])
 def test_where_a_token_looks(name):
     module = make(name, some_tokens(name)[len(some_tokens(name)) // 2]).eval()
-    seen = module.where(features(), question(module))
+    seen = module.where(features(of=module), question(module))
     assert seen.shape == (3, module.tokens, 36) and (seen >= 0).all()
     rows = seen.sum(-1)[:, 1:] if name == "visionzip" else seen.sum(-1)  # its class token is no patch
     torch.testing.assert_close(rows, torch.ones_like(rows))
@@ -102,7 +104,7 @@ def test_gradient_reaches_all_that_trains_and_the_tower_is_left(name, tokens):
     module = make(name, tokens)
     x = features()
     if name == "llavamini_fused":
-        out = torch.cat(module.fuse(x, torch.randn(3, 5, LLM)), 1)
+        out = torch.cat(module.fuse(x, module(x), torch.randn(3, 5, LLM)), 1)
     else:
         out = module(x, question(module))
     out.square().sum().backward()
@@ -145,7 +147,7 @@ def test_save_and_load(name, tmp_path):
 def test_ledger_agrees_with_instrumented_count(name, tokens):
     module = make(name, tokens).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(features(), question(module))
+        module(features(of=module), question(module))
     reads_words = getattr(module, "question_source", None) == "embeddings" and module.needs_question
     extra = {"words": 5} if reads_words else {}
     extra |= (
@@ -158,7 +160,7 @@ def test_ledger_agrees_with_instrumented_count(name, tokens):
 def test_ledger_counts_prefusion():
     module = make("llavamini_fused", 4).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.fuse(features(), torch.randn(3, 5, LLM))
+        module.fuse(features(), module(features()), torch.randn(3, 5, LLM))
     mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(
         3
     )
@@ -405,11 +407,12 @@ def test_fastv_generates_with_a_cache_and_leaves_no_trace():
 def test_prefusion_lets_text_read_the_image_but_not_the_reverse():
     module = make("llavamini_fused", 4).eval()
     x, text = features(), torch.randn(3, 5, LLM)
-    tokens, words = module.fuse(x, text)
+    tokens, words = module.fuse(x, module(x), text)
     assert tokens.shape == (3, 4, LLM) and words.shape == (3, 5, LLM)
-    tokens_2, words_2 = module.fuse(Features(x.last + 1), text)
+    other = Features(x.last + 1)
+    tokens_2, words_2 = module.fuse(other, module(other), text)
     assert not torch.allclose(words, words_2) and not torch.allclose(tokens, tokens_2)
-    torch.testing.assert_close(module.fuse(x, text + 1)[0], tokens)
+    torch.testing.assert_close(module.fuse(x, module(x), text + 1)[0], tokens)
 
 
 @pytest.mark.parametrize("name, tokens", [("tokenpacker", 4), ("mqt", 5), ("pool", 1)])

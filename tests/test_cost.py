@@ -139,6 +139,15 @@ def test_what_reads_every_patch_is_charged_for_it():
     assert work["llavamini_fused"]["compressor"].flops > stack.flops
 
 
+def test_a_smaller_image_spares_the_tower():
+    small, pool = (
+        cost.stages(cost.Pipeline(cost.llm("7"), compressor=n), 36, 50) for n in ("downsample_image", "pool")
+    )
+    assert small["prefill"].flops == pool["prefill"].flops
+    fewer = dataclasses.replace(cost.CLIP_L_336, image=6 * 14)
+    assert small["tower"].flops == cost.tower_pass(fewer).flops < 0.1 * pool["tower"].flops
+
+
 def test_question_pass_paid_cached_and_shared():
     def total(question, q=20):
         pipe = cost.Pipeline(cost.llm("7"), compressor="quecc", question=question)

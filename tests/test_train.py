@@ -195,7 +195,21 @@ def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
     assert (paid < 1.01).all() and (paid > 0.5).all()
 
 
-@pytest.mark.parametrize("name", ["prumerge_plus", "visionzip", "tome", "dct"])
+def test_a_tower_sees_smaller_images(smoke):
+    """At its own size nothing changes; of a smaller image it sees as few patches as were asked for."""
+    images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
+    eyes = tower.pretrained(smoke)
+    with torch.no_grad():
+        whole, same, few = eyes(images), eyes(images, side=smoke.g), eyes(images, side=3)
+        dot = images.clone()
+        dot[0, -1, -1] = 255 - dot[0, -1, -1]  # one pixel of the first image
+        moved = (eyes(dot, side=3).last - few.last).abs().amax((1, 2))
+    assert torch.allclose(whole.levels, same.levels, atol=1e-5)
+    assert few.last.shape == (3, 9, smoke.tower.d)
+    assert moved[0] > 1e-3 > moved[1:].max()
+
+
+@pytest.mark.parametrize("name", ["prumerge_plus", "visionzip", "tome", "dct", "downsample_image"])
 def test_compressors_without_training_go_the_whole_way(smoke, name):
     case = {"size": "xs", "V": 16, "compressor": name, "seed": 0}
     assert 0 <= sweep.measure(smoke, case)["error_reasoning"] <= 1

@@ -44,7 +44,7 @@ def answer_losses(vlm: VLM, packed, seen: Features) -> float:
 STEERED = ["quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"]
 
 
-@pytest.mark.parametrize("compressor", ["tokenpacker", "pool", "glances", *STEERED])
+@pytest.mark.parametrize("compressor", ["tokenpacker", "pool", "glances", "llavamini_fused", *STEERED])
 def test_packed_questions_are_learnt_as_if_alone(compressor):
     vlm, questions, seen = model(compressor), bank(1), features(1)
     rows = list(range(6))
@@ -66,7 +66,9 @@ def test_packed_questions_do_not_see_each_other():
 
 
 @pytest.mark.parametrize(
-    "compressor, V", [("tokenpacker", 4), ("identity", 144), ("none", 0), *((name, 4) for name in STEERED)]
+    "compressor, V",
+    [("tokenpacker", 4), ("identity", 144), ("none", 0)]
+    + [(name, 4) for name in ("llavamini_fused", *STEERED)],
 )
 def test_generate_says_what_training_would(compressor, V):
     """Greedy decoding with padding, caches and all questions at once, against training's pass over one."""
@@ -90,7 +92,7 @@ def test_generate_says_what_training_would(compressor, V):
         assert best[: min(3, len(right))] == right[:3]  # the fourth, the end, was added by the bank
 
 
-@pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
+@pytest.mark.parametrize("compressor", ["tokenpacker", "llavamini_fused", *STEERED])
 def test_several_questions_an_image_are_answered_as_each_alone(compressor):
     vlm, seen = model(compressor), features(2)
     turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"]]

@@ -58,7 +58,7 @@ def answers(
 
     misled: the compressor reads a question of another task, the LLM the one that is asked.
     """
-    features, said = tower.features(p, "test", model.compressor.selects), []
+    features, said = tower.features(p, "test", **model.compressor.of_tower), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
     )  # alike in length, less padding
@@ -89,7 +89,7 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "questions"):
         files, texts, right = zip(*talks[start : start + 32])
-        features = tower.of_files(model.tower[0], list(files), model.compressor.selects)
+        features = tower.of_files(model.tower[0], list(files), **model.compressor.of_tower)
         longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
         for answer, truth in zip(model.generate(features, list(texts), longest), right):
             exact.append(answer == truth)

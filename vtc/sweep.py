@@ -41,7 +41,8 @@ SETS = {
     "nested": ("m3", "mqt_nested", "glances_nested"),
     "others": (
         *("glances", "pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
-        *("prumerge_plus", "visionzip", "tome", "fastv", "random", "stride", "downsample", "dct"),
+        *("llavamini_fused", "prumerge_plus", "visionzip", "tome", "fastv"),
+        *("random", "stride", "downsample", "downsample_image", "dct"),
     ),
 }
 
@@ -99,7 +100,8 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
 def looks(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
     image, asked = looked_at(p)
-    where = model.where(tower.features(p, "test", model.compressor.selects)[[image]].to(torch.float32), asked)
+    seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
+    where = model.where(seen.to(torch.float32), asked)
     return packed((where / where.amax(-1, keepdim=True)).flatten().tolist())
 
 

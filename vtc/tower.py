@@ -7,6 +7,7 @@ times as long.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -42,13 +43,28 @@ class Tower(nn.Module):
         self.register_buffer("mean", torch.tensor([0.4814, 0.4578, 0.4082]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.2686, 0.2613, 0.2758]).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, selecting: bool = False) -> Features:
+    def forward(self, images: Tensor, selecting: bool = False, side: int | None = None) -> Features:
         """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels).
 
         selecting: also what the training-free selectors read of the layer of `last`: attention (b, heads, s)
-        and keys (b, s, heads, d / heads).
+        and keys (b, s, heads, d / heads). side: the images are shrunk to so many patches a side first.
         """
         x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
+        if side is not None:
+            return self._smaller(side)._of(_shrunk(x, side * self.size.patch), selecting)
+        return self._of(x, selecting)
+
+    def _smaller(self, side: int) -> Tower:
+        """The same weights for side x side patches: the table of places is shrunk as the image is."""
+        twin, visual, d = copy.copy(self), copy.copy(self.visual), self.size.d
+        g, table = self.pixels // self.size.patch, visual.positional_embedding.detach()
+        places = _shrunk(table[1:].T.reshape(1, d, g, g), side).flatten(2)[0].T  # (side * side, d)
+        visual._parameters = {**visual._parameters, "positional_embedding": torch.cat([table[:1], places])}
+        twin._modules = {**self._modules, "visual": visual}
+        return twin
+
+    def _of(self, x: Tensor, selecting: bool) -> Features:
+        """Normalised pixels (b, 3, h, h) -> Features."""
         block, read = self.visual.transformer.resblocks[self.size.levels[-1] - 1], []
         hook = block.ln_1.register_forward_hook(lambda module, given, out: read.append(out))
         with hook:
@@ -74,6 +90,11 @@ class Tower(nn.Module):
         weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
         row = weights[:, :, 0] if self.size.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
         return {"attention": row[..., 1:], "keys": k[:, :, 1:].transpose(1, 2)}
+
+
+def _shrunk(x: Tensor, side: int) -> Tensor:
+    """(b, c, h, h) -> (b, c, side, side), each pixel a mean of what it covers."""
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _visual(size: TowerSize, pixels: int) -> nn.Module:
@@ -197,46 +218,47 @@ def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, floa
             "digit": right[digit].float().mean().item()}  # fmt: skip
 
 
-def features(p: Profile, split: str, selecting: bool = False) -> Features:
+def features(p: Profile, split: str, selecting: bool = False, side: int | None = None) -> Features:
     """Features of all the profile's images of that split, made once, kept as bf16; see `Tower.forward`.
 
     The files are mapped, not read, so several processes share one copy; `last` is a view into `levels`.
     """
-    levels = _kept(p, split, "features", ("levels",))["levels"]  # (n, s, d_levels)
+    name = "features" if side is None else f"features-{side}"
+    levels = _kept(p, split, name, ("levels",), side)["levels"]  # (n, s, d_levels)
     more = _kept(p, split, "selecting", ("attention", "keys")) if selecting else {}
     return Features(levels=levels, last=levels[..., -p.tower.d :], **more)
 
 
-def _kept(p: Profile, split: str, name: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+def _kept(p: Profile, split: str, name: str, parts: tuple[str, ...], side=None) -> dict[str, Tensor]:
     """Those parts of all images' features, from the cache, where they are put first if need be."""
     file = p.cache / f"{name}-{split}.safetensors"
     with once(file) as missing:
         if missing:
-            save_whole(_over_images(pretrained(p), p, split, parts), file)
+            save_whole(_over_images(pretrained(p), p, split, parts, side), file)
     return load_file(file)
 
 
 @torch.no_grad()
-def _over_images(tower: Tower, p: Profile, split: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
+def _over_images(tower: Tower, p: Profile, split: str, parts: tuple[str, ...], side) -> dict[str, Tensor]:
     """Those parts of the features of all images of that split, as bf16."""
     scenes, chunk, found = images_of(p, split), 256, {part: [] for part in parts}
     for start in bar(range(0, len(scenes), chunk), f"{split} features"):
         rows = range(start, min(start + chunk, len(scenes)))
         images = torch.from_numpy(data.render(scenes, split, p.pixels, rows))
         with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            seen = tower(images, selecting="keys" in parts)
+            seen = tower(images, "keys" in parts, side)
         for part in parts:
             found[part].append(getattr(seen, part).bfloat16())
     return {part: torch.cat(pieces) for part, pieces in found.items()}
 
 
 @torch.no_grad()
-def of_files(tower: Tower, files: list[Path], selecting: bool = False) -> Features:
+def of_files(tower: Tower, files: list[Path], selecting: bool = False, side: int | None = None) -> Features:
     """Features of images on disk, each resized to the tower's square; InputError names one it cannot read."""
     seen = []
     for start in bar(range(0, len(files), 64), "features"):
         images = np.stack([data.load_image(f, tower.pixels) for f in files[start : start + 64]])
-        seen.append(tower(torch.from_numpy(images), selecting))
+        seen.append(tower(torch.from_numpy(images), selecting, side))
     return Features.cat(seen)
 
 

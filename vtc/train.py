@@ -224,7 +224,7 @@ def served(p: Profile) -> tuple[int, ...]:
 def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, dict[str, float]]:
     """One training; `every`: V is drawn from these at each step."""
     model = build(p, case)
-    features = tower.features(p, "train", model.compressor.selects)
+    features = tower.features(p, "train", **model.compressor.of_tower)
     scenes = tower.images_of(p, "train")
     described = data.ask(scenes, ("describe", "read"), "train", seed=4)
     asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
@@ -298,7 +298,7 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
     model.tower[0] = eyes
-    features = tower.of_files(eyes, [c.image for c in talks], model.compressor.selects)
+    features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
     bank = Bank(asked, tokenizer)
     return teach(p, case, model, features, bank, bank)
 

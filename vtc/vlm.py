@@ -74,10 +74,15 @@ class VLM(nn.Module):
         super().__init__()
         self.config, self.tokenizer, self.llm = config, tokenizer, llm
         size, width = TowerSize(**config.tower), llm.config.hidden_size
+        options = {**config.options}
+        if config.tokens and compressors.find(config.compressor).fuses:
+            options["llm_config"] = llm.config
         self.compressor = compressors.build(
             config.compressor, tokens=config.tokens, grid=config.grid, d=size.d,
-            d_levels=size.d * len(size.levels), d_llm=width, d_question=width, **config.options,
+            d_levels=size.d * len(size.levels), d_llm=width, d_question=width, **options,
         )  # fmt: skip
+        if self.compressor.fuses:
+            swap_norms(self.compressor).start_from(llm.model.layers)
         inner = self.compressor.d_out
         self.projector = nn.Identity() if self.compressor.ends_at_llm else mlp2x(inner, width, width)
         self.tower = [tower]  # in a list: frozen, and saved apart, so not among the parameters
@@ -180,8 +185,12 @@ class VLM(nn.Module):
         before, whose, place, text = (
             self._seen(packed, features) if packed.prefix is None else self._told(packed)
         )
-        kind = _precision(embed.weight)
-        x = torch.cat([before.to(kind), embed(packed.ids).to(kind)], 1)  # (b, p + t, d_llm)
+        kind, words = _precision(embed.weight), embed(packed.ids)
+        if packed.prefix is None and self.compressor.fuses:
+            before, fused = self._fused(features, before, words, packed.segment, packed.position)
+            answers = (packed.weight > 0).unsqueeze(-1)  # these go in as they are, as in decoding
+            words = torch.where(answers, words.to(fused.dtype), fused)
+        x = torch.cat([before.to(kind), words.to(kind)], 1)  # (b, p + t, d_llm)
         position = torch.cat([place, text], 1)
         mask = block_mask(torch.cat([whose, packed.segment], 1), position).to(kind)
         out = self.llm.model(
@@ -214,6 +223,13 @@ class VLM(nn.Module):
         later = text >= asked.gather(1, packed.segment.clamp_min(0))  # (b, t) behind the image
         return before, whose, place + asked.gather(1, whose), text + later * self.after
 
+    def _fused(self, features: Features, z: Tensor, text: Tensor, segment: Tensor, position: Tensor):
+        """Tokens (b, V, d_llm), text (b, t, d_llm), whose it is and where -> both, after the patches."""
+        first = torch.arange(self.compressor.grid**2 + self.V, device=text.device).expand(len(text), -1)
+        whose = torch.cat([torch.full_like(first, SHARED), segment], 1)
+        place = torch.cat([first, position + first.shape[1]], 1)
+        return self.compressor.fuse(features, z, text, block_mask(whose, place), place)
+
     @torch.no_grad()
     def generate(
         self,
@@ -228,7 +244,7 @@ class VLM(nn.Module):
         misled: a control; the compressor reads these b questions, the LLM the others.
         """
         if isinstance(features, Tensor):
-            features = self._tower()(features, self.compressor.selects)
+            features = self._tower()(features, **self.compressor.of_tower)
         if not questions or isinstance(questions[0], str):
             return self._answers(features, [[q] for q in questions], max_new_tokens, misled)
         m = max(map(len, questions))
@@ -268,9 +284,11 @@ class VLM(nn.Module):
             z, start = self.visual(features, right.to(ids.device).view(len(turns), m, -1)), 0
             seen = torch.cat([real.new_ones(len(flat), self.V), real], 1)
         z = z.view(len(flat), self.V, -1) if self.compressor.needs_question else z.repeat_interleave(m, 0)
-        x = torch.cat(
-            [z.to(embed.weight.dtype), embed(ids)], 1
-        )  # (b m, V + q, d_llm): visual, padding, question
+        words = embed(ids)
+        if self.compressor.fuses:
+            each = features.map(lambda part: part.repeat_interleave(m, 0))
+            z, words = self._fused(each, z, words, torch.where(real > 0, 0, NOBODY), position)
+        x = torch.cat([z, words], 1).to(embed.weight.dtype)  # (b m, V + q, d_llm): visual, padding, question
         place = (self.places(order) + start).expand(len(flat), -1)
         position = torch.cat([place, position + self.after], 1)
         if self.compressor.cost_class != "D":

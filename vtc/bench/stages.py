@@ -142,8 +142,9 @@ class Bench:
         self.origin = {"device": _device(self.on)} | _machine(self.on)
         self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
         self.room = max(tokens(c)) + c["Q"] + c["G"]
-        if compressors.find(c["compressor"]).cost_class != "A":
-            raise InputError(f"the clock has no stage for {c['compressor']}: it works inside the LLM")
+        compressor = compressors.find(c["compressor"])
+        if compressor.cost_class != "A" or compressor.shrinks_image:
+            raise InputError(f"the clock has no stage for {c['compressor']}: it works in tower or LLM")
         self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
         self.way = self.pipe.question_pass(
             cost.compressor(c["compressor"], self.tower_shape, 1, self.shape.d)

@@ -49,6 +49,7 @@ REGISTRY = {
     "random": ("controls", "Random", {}),
     "stride": ("controls", "Stride", {}),
     "downsample": ("controls", "Downsample", {}),
+    "downsample_image": ("controls", "DownsampleImage", {}),
     "dct": ("controls", "DCT", {}),
 }
 

@@ -63,7 +63,9 @@ class Compressor(nn.Module):
     needs_levels = False
     needs_attention = False  # features.attention
     needs_keys = False  # features.keys
+    shrinks_image = False  # True: the tower sees a smaller image, of V patches
     ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
+    fuses = False  # True: text is read with the patches before the LLM, see `prefusion.py`
     nested = False  # True: the same weights serve every V, see `at`
     aligns_at: int | None = None  # V of the align stage where it is another, see `at`
     exact_count = True  # False: some of the V tokens may be padding, see `with_mask`
@@ -90,9 +92,15 @@ class Compressor(nn.Module):
         )
 
     @property
-    def selects(self) -> bool:
-        """Whether it reads more of the tower than its outputs: attention or keys."""
-        return self.needs_attention or self.needs_keys
+    def side(self) -> int:
+        """Patches a side that the tower hands over: g, or less where the image is shrunk before."""
+        return math.isqrt(self.tokens) if self.shrinks_image else self.grid
+
+    @property
+    def of_tower(self) -> dict[str, bool | int]:
+        """What it wants of the tower beside its outputs, as arguments of `vtc.tower.Tower`."""
+        smaller = {"side": self.side} if self.shrinks_image else {}
+        return {"selecting": self.needs_attention or self.needs_keys, **smaller}
 
     def width_of(self, which: str) -> int:
         if width := getattr(self, which):
@@ -117,9 +125,9 @@ class Compressor(nn.Module):
     def check(self, features: Features, question: Tensor | None, **extra) -> None:
         """Raise `InputError` where the features or the question lack what this compressor reads."""
         b, s, d = features.last.shape
-        if s != self.grid**2 or d != self.d:
+        if s != self.side**2 or d != self.d:
             raise InputError(
-                f"{self.name} was built for {self.grid} x {self.grid} patches of width {self.d}, "
+                f"{self.name} was built for {self.side} x {self.side} patches of width {self.d}, "
                 f"got {s} of width {d}"
             )
         for part in ("levels", "attention", "keys"):

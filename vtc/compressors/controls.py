@@ -63,16 +63,7 @@ class Separable(Compressor):
 
 
 class Downsample(Separable):
-    """Image down-sampling: the tower sees a smaller image of n x n patches.
-
-    encode: `(features, n) -> (b, n*n, d)`, a hook that shrinks the images behind `features` to n patches a
-    side and runs the tower on them; it belongs to whoever holds tower and images. Without it the grid of
-    features itself is shrunk, each token the mean of the area it covers, fractions of patches included.
-    """
-
-    def __init__(self, *, encode=None, **shape):
-        super().__init__(**shape)
-        self.encode = encode
+    """The grid of features shrunk: each token the mean of its area, fractions of patches included."""
 
     def matrix(self, n: int) -> Tensor:
         g = self.grid
@@ -81,10 +72,18 @@ class Downsample(Separable):
         high = torch.minimum(edges[1:, None], torch.arange(1, g + 1)[None])
         return (high - low).clamp_min(0) * n / g
 
+
+class DownsampleImage(Downsample):
+    """The image shrunk: the tower sees n x n patches (`Tower`'s `side`), and all of them are handed on."""
+
+    shrinks_image = True
+
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
-        if self.encode is not None:
-            return self.encode(features, math.isqrt(self.tokens))
-        return super().compress(features, question)
+        return features.last
+
+    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+        r = self.matrix(math.isqrt(self.tokens)).to(features.last)
+        return torch.kron(r, r).expand(len(features), -1, -1)  # (b, V, s): the area that a token covers
 
 
 class DCT(Separable):

@@ -169,6 +169,7 @@ FORMULAS = {
     "Random": lambda *shape, seed=0: Count(),
     "Stride": _free,
     "Downsample": _separable,
+    "DownsampleImage": _free,  # its gain is the tower's, which sees fewer patches
     "DCT": _dct,
     "FastV": lambda *shape, **options: Count(),  # its cost is the LLM's, see `FastV.equivalent_tokens`
 }

@@ -14,32 +14,25 @@ from vtc.compressors.resampler import LLaVAMini
 
 
 class PreFusion(nn.Module):
-    """[patches; tokens; text], all at the LLM's width -> tokens and text that have read the patches.
+    """[patches; tokens; text], all at the LLM's width -> the same, read by decoder layers as the LLM's own.
 
-    config: the LLM's (transformers' Qwen2Config); layers: how many decoder layers (the paper has 4).
+    config: the LLM's (transformers' Qwen2Config); layers: how many (the paper has 4), no more than it has.
     """
 
     def __init__(self, config, layers: int = 4):
         super().__init__()
         from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
 
+        layers = min(layers, config.num_hidden_layers)
         self.layers = nn.ModuleList(Qwen2DecoderLayer(config, i) for i in range(layers))
         self.rotary = Qwen2RotaryEmbedding(config)
 
-    def forward(self, patches: Tensor, tokens: Tensor, text: Tensor, mask: Tensor | None = None):
-        """Patches, tokens and text (b, s | v | t, d_llm), mask (b, t) of real text -> tokens, text."""
-        x = torch.cat([patches, tokens, text], 1)
-        b, n, _ = x.shape
-        seen = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().expand(b, 1, n, n)
-        if mask is not None:
-            real = torch.cat([mask.new_ones(b, n - mask.shape[1]), mask], 1).bool()
-            seen = seen & real[:, None, None]
-        hidden = (~seen).to(x.dtype) * torch.finfo(x.dtype).min  # added to the scores
-        where = torch.arange(n, device=x.device).unsqueeze(0)
-        angles = self.rotary(x, where)
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """x (b, n, d_llm), additive mask (b or 1, 1, n, n), positions (b or 1, n) -> (b, n, d_llm)."""
+        angles = self.rotary(x, position)
         for layer in self.layers:
-            x = layer(x, attention_mask=hidden, position_ids=where, position_embeddings=angles)
-        return x[:, patches.shape[1] : n - text.shape[1]], x[:, n - text.shape[1] :]
+            x = layer(x, attention_mask=mask, position_ids=position, position_embeddings=angles)
+        return x
 
 
 class LLaVAMiniFused(LLaVAMini):
@@ -50,6 +43,7 @@ class LLaVAMiniFused(LLaVAMini):
 
     cost_class = "B"
     ends_at_llm = True
+    fuses = True
 
     def __init__(self, *, llm_config=None, layers: int = 4, **options):
         super().__init__(**options)
@@ -58,9 +52,26 @@ class LLaVAMiniFused(LLaVAMini):
         self.project = mlp2x(self.d, self.d_out, self.d_out)
         self.fusion = PreFusion(llm_config, layers)
 
+    def start_from(self, layers: nn.ModuleList) -> None:
+        """Begin as copies of the LLM's first layers, which know its words already."""
+        for own, given in zip(self.fusion.layers, layers):
+            own.load_state_dict(given.state_dict())
+
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return self.project(super().compress(features))
 
-    def fuse(self, features: Features, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features and text (b, t, d_llm) -> the LLM's input: tokens (b, V, d_llm), text (b, t, d_llm)."""
-        return self.fusion(self.project(features.last), self(features), text, mask)
+    def fuse(self, features: Features, tokens: Tensor, text: Tensor, mask=None, position=None):
+        """Features, un-fused tokens (b, V, d_llm), text (b, t, d_llm) -> the last two, as the LLM gets them.
+
+        mask (b, 1, n, n) and position (b, n) of patches, tokens and text, n = s + V + t; without them each
+        reads what stands before it.
+        """
+        patches = self.project(features.last)
+        x = torch.cat([patches, tokens, text.to(patches.dtype)], 1)
+        n, before = x.shape[1], patches.shape[1] + tokens.shape[1]
+        if mask is None:
+            mask = torch.full((n, n), -1e4, dtype=x.dtype, device=x.device).triu(1)[None, None]
+        if position is None:
+            position = torch.arange(n, device=x.device).unsqueeze(0)
+        x = self.fusion(x, mask.to(x.dtype), position)
+        return x[:, patches.shape[1] : before], x[:, before:]

@@ -42,6 +42,7 @@ class CompressorCost:
     at_llm_width: bool = False  # ends at the LLM's width, so that no projector follows
     question_pass: str | None = None  # how its question vector is come by: paid | shared | None (no pass)
     fusion_layers: int = 0  # layers of a side stack over all patches, V and Q (class B)
+    shrinks_image: bool = False  # the tower sees V patches
     drops_after: int | None = None  # LLM layers that still see every patch (class D)
 
 
@@ -68,6 +69,7 @@ def compressor(name: str, tower: TowerShape, V, d_llm) -> CompressorCost:
         at_llm_width=cls in AT_LLM_WIDTH or (cls not in ledger.FORMULAS and find(name).ends_at_llm),
         question_pass=source if cls == "QueCC" and options.get("question", True) else None,
         fusion_layers=FUSION_LAYERS if cls == "LLaVAMiniFused" else 0,
+        shrinks_image=cls == "DownsampleImage",
         drops_after=options.get("layer", 2) if cls == "FastV" else None,
     )
 

@@ -59,12 +59,13 @@ def llm_decode(shape: LLMShape, prompt, G, batch=1, dtype: str = "bf16") -> Work
     return Work(batch * flops, weights + batch * moved)
 
 
-def tower_pass(shape: TowerShape, images=1, dtype: str = "bf16") -> Work:
-    """The vision tower over `images` images."""
-    t, d = shape.s + shape.extra, shape.d
+def tower_pass(shape: TowerShape, images=1, dtype: str = "bf16", patches=None) -> Work:
+    """The vision tower over `images` images, of fewer patches than its own where they are shrunk before."""
+    s = shape.s if patches is None else patches
+    t, d = s + shape.extra, shape.d
     block = 2 * t * (4 * d**2 + 2 * d * shape.d_ff) + 4 * t**2 * d
-    flops = shape.depth * block + 2 * shape.s * 3 * shape.patch**2 * d
-    moved = shape.depth * t * (14 * d + 2 * shape.d_ff) + 3 * shape.image**2
+    flops = shape.depth * block + 2 * s * 3 * shape.patch**2 * d
+    moved = shape.depth * t * (14 * d + 2 * shape.d_ff) + 3 * s * shape.patch**2
     return Work(1.0 * images * flops, (shape.params + np.asarray(images) * moved) * BYTES[dtype])
 
 
@@ -110,6 +111,7 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
     seen, views, prompt = V > 0, batch * images, V * images + Q
     part, shape, dtype = compressor(pipe.compressor, pipe.tower, V, pipe.llm.d), pipe.llm, pipe.dtype
     through = pipe.tower.s if part.drops_after else V  # tokens that the projector makes
+    patches = V if part.shrinks_image else pipe.tower.s  # patches that the tower sees
     mlp, mlp_elements = _projector(pipe, part)
     side = Work(views * part.flops + part.fixed, (part.weights + views * part.elements) * BYTES[dtype])
     if part.fusion_layers:
@@ -125,7 +127,7 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
         dropped = whole + llm_pass(late, prompt, 0, batch, dtype)
         prefill = Work(*(np.where(seen, a, b) for a, b in zip(dropped, prefill)))
     return {
-        "tower": tower_pass(pipe.tower, views, dtype).where(seen & (not pipe.features_cached)),
+        "tower": tower_pass(pipe.tower, views, dtype, patches).where(seen & (not pipe.features_cached)),
         "question": llm_pass(shape, q, 0, batch, dtype).where(seen & (way in ("paid", "shared"))),
         "compressor": side.where(seen),
         "projector": width.where(seen),
