@@ -12,6 +12,7 @@ from PIL import Image
 
 import vtc
 from vtc import data, evaluate, profiles, sweep, tower, train
+from vtc.compressors.distil import Guided
 from vtc.llm import make_llm, make_tokenizer
 from vtc.loop import Muon, Stage, fit
 
@@ -207,6 +208,23 @@ def test_a_tower_sees_smaller_images(smoke):
     assert torch.allclose(whole.levels, same.levels, atol=1e-5)
     assert few.last.shape == (3, 9, smoke.tower.d)
     assert moved[0] > 1e-3 > moved[1:].max()
+
+
+def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
+    case = train.Case("xs", 4, "quecc_distilled", 0)
+    model, notes = train.train(smoke, case)
+    assert not any("distil" in name for name in model.state_dict())
+    guided = Guided(model)
+    questions = train.Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
+    packed, rows = questions.draw(2, 3, np.random.default_rng(0))
+    seen = tower.features(smoke, "test")[torch.from_numpy(rows)].to(torch.float32)
+    own = model(packed, seen)
+    guided.distil.weight = 0.0
+    assert guided(packed, seen).item() == pytest.approx(own.item(), abs=1e-6)
+    guided.distil.weight = 1.0
+    guided(packed, seen).backward()
+    assert all(part.grad is not None for part in guided.distil.parameters())
+    assert all(part.grad is not None for part in model.compressor.parameters())
 
 
 @pytest.mark.parametrize("name", ["prumerge_plus", "visionzip", "tome", "dct", "downsample_image"])

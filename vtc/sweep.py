@@ -36,7 +36,7 @@ SETS = {
     "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"),
     "ablations": (
         *("quecc", "quecc_unasked", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
-        *("lookup", "lookup_unaligned"),
+        *("quecc_distilled", "lookup", "lookup_unaligned", "lookup_distilled"),
     ),
     "nested": ("m3", "mqt_nested", "glances_nested"),
     "others": (

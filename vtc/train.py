@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from vtc import InputError, compressors, data, profiles, tower
 from vtc.compressors.base import Features
+from vtc.compressors.distil import Guided
 from vtc.llm import make_llm, make_tokenizer
 from vtc.loop import Stage, fit, once, save_whole
 from vtc.profiles import LLMSize, Profile
@@ -248,21 +249,17 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
 
         return batch
 
+    guided = case.V > 0 and case.compressor in compressors.DISTILLED
+    learner, root = (Guided(model), "model.") if guided else (model, "")
+    sees = (f"{root}compressor", f"{root}projector", "distil")  # the last is there where guided
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
-        align = Stage(
-            "align", r.align_steps, r.lr(r.align_lr, d), ("compressor", "projector"), r.checkpoint_every
-        )
+        align = Stage("align", r.align_steps, r.lr(r.align_lr, d), sees, r.checkpoint_every)
         drawn = served or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
-        aligned = fit(model, align, batches(described, 1, 2, drawn), folder)
-    instruct = Stage(
-        "instruct",
-        r.instruct_steps,
-        r.lr(r.instruct_lr, d),
-        ("compressor", "projector", "llm"),
-        r.checkpoint_every,
-    )
-    last = fit(model, instruct, batches(asked, 2, r.pack, served), folder)
+        aligned = fit(learner, align, batches(described, 1, 2, drawn), folder)
+    both, lr = (*sees, f"{root}llm"), r.lr(r.instruct_lr, d)
+    instruct = Stage("instruct", r.instruct_steps, lr, both, r.checkpoint_every)
+    last = fit(learner, instruct, batches(asked, 2, r.pack, served), folder)
     return model.eval(), {
         "loss": last["loss"],
         "train_seconds": last["seconds"] + aligned["seconds"],

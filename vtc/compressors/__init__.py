@@ -29,11 +29,13 @@ REGISTRY = {
     "quecc_pooled": ("quecc", "QueCC", {"conv": False}),
     "quecc_one_level": ("quecc", "QueCC", {"levels": 1}),
     "quecc_one_head": ("quecc", "QueCC", {"heads": 1}),
+    "quecc_distilled": ("quecc", "QueCC", {}),
     "glances": ("glances", "Glances", {}),
     "glances_steered": ("glances", "Glances", {"steered": True}),
     "glances_nested": ("glances", "Glances", {"steered": True, "every": True}),
     "lookup": ("lookup", "Lookup", {}),
     "lookup_unaligned": ("lookup", "Lookup", {"aligned": False}),
+    "lookup_distilled": ("lookup", "Lookup", {"aligned": False}),
     "mqt": ("resampler", "MQT", {}),
     "mqt_content": ("resampler", "MQT", {"keys": "content"}),
     "mqt_nested": ("resampler", "MQT", {}),
@@ -61,6 +63,9 @@ TRAINED_ONCE = {
     "glances_nested": "glances_steered",
     "fastv": "identity",
 }
+
+# Trained with an auxiliary loss (`distil.py`); beside each, the same without.
+DISTILLED = {"quecc_distilled": "quecc", "lookup_distilled": "lookup_unaligned"}
 
 
 def names() -> list[str]:

@@ -1,8 +1,8 @@
 """An auxiliary loss for any compressor: its tokens should let all patches be guessed (ETC, arXiv 2606.00543).
 
-The decoder is dropped after training. Target `X * (1 - a + a S)` with S the min-max scaled interest in each
-patch; loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a Gaussian a channel, times a small
-weight.
+The decoder is dropped after training; `Guided` trains a model with it. Target `X * (1 - a + a S)` with S the
+min-max scaled interest in each patch; loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a
+Gaussian a channel, times a small weight.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from vtc.compressors.base import Compressor, Features, mlp2x, windows
 class Distil(nn.Module):
     """`auxiliary_loss(tokens, features)` for a compressor; its parameters train along and are left behind.
 
-    weight: of the loss (1e-5 is ETC's, a sum over patches and channels). alpha: how much interest scales the
-    target.
+    weight: of the loss; by default each patch's channel weighs as much beside the LLM's loss as in ETC, whose
+    sum over 576 x 1024 of them is taken 1e-5 times. alpha: how much interest scales the target.
     """
 
-    def __init__(self, compressor: Compressor, width: int = 128, weight: float = 1e-5, alpha: float = 0.6):
+    def __init__(self, compressor: Compressor, width: int = 128, weight=None, alpha: float = 0.6):
         super().__init__()
+        weight = 1e-5 * 576 * 1024 / (compressor.grid**2 * compressor.d) if weight is None else weight
         v, s = compressor.tokens, compressor.grid**2
         n = math.isqrt(v)
         self.n = n if n * n == v and n and compressor.grid % n == 0 else 1
@@ -56,3 +57,18 @@ class Distil(nn.Module):
         return self.weight * (off * (-2 * self.log_sigma).exp() / 2 + patches * self.log_sigma).sum()
 
     forward = auxiliary_loss
+
+
+class Guided(nn.Module):
+    """A model in training whose compressor's tokens should also let the patches be guessed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.distil = model, Distil(model.compressor)
+
+    def forward(self, packed, features: Features, *drawn: Tensor) -> Tensor:
+        """The model's loss and the auxiliary one."""
+        made: list[Tensor] = []
+        with self.model.compressor.register_forward_hook(lambda module, given, tokens: made.append(tokens)):
+            loss = self.model(packed, features, *drawn)
+        return loss + self.distil(made[-1], features)
