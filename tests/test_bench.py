@@ -10,6 +10,7 @@ import pytest
 
 from vtc import InputError, bench, cost, profiles, records
 from vtc.bench.process import sample, summary
+from vtc.figures import clock as draw
 
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
 
@@ -232,6 +233,23 @@ def test_a_gpu_that_is_not_there(capsys):
     assert "no GPU was found" in capsys.readouterr().err
     with pytest.raises(InputError, match="none was found and no rows"):  # replay only, nothing is clocked
         bench.table(profiles.get("gpu", recompute=True, run="empty"))
+
+
+def test_what_longer_texts_and_answers_leave_of_the_gain():
+    """Made-up times: V + Q to the first token, 2 each later one; half of that at least."""
+    rows = [
+        {"Q": Q, "G": G, "tokens": V, "stage": stage, "median_ms": ms, "floor_ms": ms / 2}
+        for Q, G in ((50, 8), (200, 8), (50, 64))
+        for V in (1, 576)
+        for stage, ms in (("ttft", V + Q), ("decode", 2))
+    ]
+    same = {"llm": "qwen1.5-0.5b", "status": "ok", "compressor": "pool", "question": "paid"}
+    found = draw.gains(pd.DataFrame(rows).assign(**same)).set_index(["time", "Q", "G"])
+    assert found.loc[("first token", 50, 8), "measured"] == pytest.approx(626 / 51)
+    assert found.loc[("whole answer", 50, 64), "measured"] == pytest.approx((626 + 126) / (51 + 126))
+    assert found["measured"].tolist() == pytest.approx(found["counted"].tolist())
+    wanted = bench.prompts(profiles.get("laptop"))
+    assert len({c["Q"] for c in wanted}) >= 3 and len({c["G"] for c in wanted}) >= 3
 
 
 def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):

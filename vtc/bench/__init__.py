@@ -15,7 +15,18 @@ import argparse
 import pandas as pd
 
 from vtc import InputError, cost, profiles, records
-from vtc.bench.cases import OUT_OF_MEMORY, STEM, case, cases, check, has_cuda, needs, shapes  # noqa: F401
+from vtc.bench.cases import (  # noqa: F401
+    OUT_OF_MEMORY,
+    PROMPTS,
+    STEM,
+    case,
+    cases,
+    check,
+    has_cuda,
+    needs,
+    prompts,
+    shapes,
+)
 from vtc.bench.process import measure
 from vtc.bench.reading import (  # noqa: F401
     against_baseline,
@@ -30,18 +41,21 @@ from vtc.bench.reading import (  # noqa: F401
 )
 from vtc.profiles import Profile
 
+CASES = {STEM: cases, PROMPTS: prompts}
 
-def table(p: Profile) -> pd.DataFrame:
+
+def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
     """The clock's rows of a profile, one a V and stage: recorded ones, and what is missing clocked here.
 
-    Where the profile's cases need a GPU and there is none, only rows that exist; InputError if none.
+    stem: STEM, or PROMPTS for the cases that change Q and G. Where they need a GPU and there is none, only
+    rows that exist; InputError if none.
     """
-    wanted = cases(p)
+    wanted = CASES[stem](p)
     able = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
     if able:
-        found = records.replay(STEM, p, wanted, measure, f"vtc bench --profile {p.name}")
+        found = records.replay(stem, p, wanted, measure, f"vtc bench --profile {p.name}")
     else:
-        found = records.table(STEM, p, wanted, None)
+        found = records.table(stem, p, wanted, None)
     if found.empty:
         raise InputError(
             f"profile {p.name} clocks a GPU; none was found and no rows are recorded: use laptop"
@@ -91,27 +105,17 @@ def _asked(args: argparse.Namespace) -> list[dict]:
 def main(args: argparse.Namespace) -> int:
     """Clocks, prints a table, and says where the raw rows are."""
     p = profiles.get(args.profile, args.recompute)
-    wanted = _asked(args) if args.llm else cases(p)
-    if not wanted:
+    wanted = {STEM: _asked(args)} if args.llm else {stem: of(p) for stem, of in CASES.items()}
+    if not any(wanted.values()):
         raise InputError(f"profile {p.name} has no cases to clock: name an LLM with --llm")
-    if not args.llm and any(c["on"] == "cuda" for c in wanted) and not has_cuda():
+    on = {c["on"] for some in wanted.values() for c in some}
+    if not args.llm and "cuda" in on and not has_cuda():
         raise InputError(f"profile {p.name} clocks a GPU and none was found: use --profile laptop, or --llm")
-    clock = records.table(STEM, p, wanted, measure)
-    columns = [
-        "llm",
-        "dtype",
-        "batch",
-        "tokens",
-        "stage",
-        "median_ms",
-        "low_ms",
-        "high_ms",
-        "floor_ms",
-        "share",
-    ]
-    shown = clock.reindex(columns=[*columns, "binds", "status"])
+    clock = pd.concat([records.table(stem, p, some, measure) for stem, some in wanted.items()])
+    columns = "llm dtype batch Q G tokens stage median_ms low_ms high_ms floor_ms share binds status"
+    shown = clock.reindex(columns=columns.split())
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))
     if args.csv:
         clock.to_csv(args.csv, index=False)
-    print(f"raw samples: {p.runs / STEM}.csv")
+    print("raw samples: " + ", ".join(f"{p.runs / stem}.csv" for stem in wanted))
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from vtc import InputError, cost, profiles
 from vtc.profiles import Profile
 
-STEM = "03_clock"
+STEM, PROMPTS = "03_clock", "03_prompts"  # stages against V; and against how much is asked and answered
 WORDS = 128  # vocabulary of the small LLMs of the sweep
 OUT_OF_MEMORY = "out of memory"
 
@@ -65,6 +65,19 @@ def cases(p: Profile) -> list[dict]:
             case("qwen1.5-0.5b", V, dtype="fp32", **base),
         ]
     return []
+
+
+def prompts(p: Profile) -> list[dict]:
+    """The least V and the most, under short and long texts (Q) and answers (G): what is left of the gain?"""
+    if p.name == "smoke":
+        quick = {"tower": "smoke", "budget_s": 0.1}
+        return [case("smoke:xs", (1, p.s), Q=Q, G=G, **quick) for Q, G in ((50, 4), (200, 4), (50, 16))]
+    llm, base = {
+        "laptop": ("qwen1.5-0.5b", {"budget_s": 1, "compressor": "tokenpacker"}),
+        "gpu": ("vicuna-7b", {"budget_s": 2, "compressor": "tokenpacker", "on": "cuda"}),
+    }.get(p.name, ("", {}))
+    asked = ((10, 8), (50, 8), (200, 8), (600, 8), (50, 2), (50, 64)) if llm else ()
+    return [case(llm, (1, 576), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
 
 
 def has_cuda() -> bool:

@@ -126,6 +126,43 @@ def speedup(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Ch
     return panel.facet(column=alt.Column("what:N", title=None)).properties(title=title)
 
 
+def gains(clock: pd.DataFrame) -> pd.DataFrame:
+    """Time at the most V over time at the least, by Q and G: to the first token, and of the whole answer."""
+    rows = _named(clock)
+    wide = rows[rows["stage"].isin(["ttft", "decode"])].pivot_table(
+        index=["LLM", "Q", "G", "V"], columns="stage", values=["median_ms", "floor_ms"]
+    )
+    times = {}
+    for what, column in (("measured", "median_ms"), ("counted", "floor_ms")):
+        first, later = wide[column, "ttft"], wide[column, "decode"]
+        steps = wide.index.get_level_values("G") - 1
+        times[what] = pd.concat({"first token": first, "whole answer": first + steps * later}, names=["time"])
+    frame = pd.DataFrame(times)
+    V = frame.index.get_level_values("V")
+    least, most = (frame[V == v].droplevel("V") for v in (V.min(), V.max()))
+    return (most / least).assign(V=int(V.max()), least=int(V.min())).reset_index()
+
+
+def prompts(clock: pd.DataFrame, p: Profile) -> alt.HConcatChart:
+    """What is left of the gain as the text grows (left) and as the answer grows (right); ticks: counted."""
+    rows = gains(clock)
+    panels = []
+    for axis, other, words in (("Q", "G", "text tokens Q"), ("G", "Q", "answer tokens G")):
+        usual = rows.groupby(other)[axis].nunique().idxmax()
+        part = rows[rows[other] == usual]
+        base = alt.Chart(part).encode(
+            alt.X(f"{axis}:O", title=f"{words} ({other} = {usual})", axis=alt.Axis(labelAngle=0)),
+            xOffset="time:N",
+        )
+        y = {"title": f"V = {part['V'].max()} over V = {part['least'].min()}, times"}
+        bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color("time:N", title=None))
+        ticks = base.mark_tick(color="black", thickness=2.5).encode(alt.Y("counted:Q", **y))
+        one = alt.Chart(part).mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
+        panels.append((bars + ticks + one).properties(width=270, height=240))
+    title = _title(f"Longer texts and answers, {rows['LLM'].iloc[0]}, batch 1; tick: counted", clock, p)
+    return alt.hconcat(*panels).resolve_scale(y="shared").properties(title=title)
+
+
 def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Predicted against measured milliseconds; open marks were held out of the fit of the two shares."""
     rows = bench.predicted(clock)
