@@ -63,7 +63,7 @@ def _claims(path: Path) -> str:
     """Every claim with the paper's number, ours and the verdict."""
     if not path.exists():
         return ""
-    rows = pd.read_csv(path, dtype=str).fillna("").sort_values("id", kind="stable")
+    rows = pd.read_csv(path, dtype=str).fillna("").sort_values("id", kind="stable", key=_numbers_as_numbers)
     lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
     for row in rows.itertuples():
         ours = _short(row.ours)
@@ -71,6 +71,11 @@ def _claims(path: Path) -> str:
             ours += f" [{_short(row.low)}, {_short(row.high)}]"
         lines.append(f"| {row.statement} | {_short(row.paper)} | {ours} | **{row.verdict}** |")
     return "\n".join(lines)
+
+
+def _numbers_as_numbers(ids: pd.Series) -> pd.Series:
+    """Ids that sort V = 4 before V = 16."""
+    return ids.str.replace(r"\d+", lambda found: found.group().zfill(4), regex=True)
 
 
 def _short(text: str) -> str:
