@@ -300,13 +300,20 @@ def paper_seconds(
 
 
 def own_seconds(clock: pd.DataFrame, errors: pd.DataFrame, family: str = "reasoning") -> pd.DataFrame:
-    """This project's own errors (mean over seeds) beside milliseconds clocked here for the same N and V."""
+    """This project's own errors (mean over seeds) beside milliseconds clocked here for the same N and V.
+
+    The sweep's compressor, TokenPacker, has no pass over the question, so QueCC's is taken off.
+    """
     score, key = f"error_{family}", ["N", "V"]
     if errors.empty or score not in errors:
         return pd.DataFrame(columns=["N", "V", "error", "batch", "ms", "frontier"])
     timed = _named(clock)
-    timed = timed[(timed["stage"] == "ttft") & (timed["repeat"] == 0)].astype({"N": int, "V": int})
-    ttft = timed.groupby(["LLM", *key, "batch"])["median_ms"].first().reset_index()
+    timed = timed[timed["repeat"] == 0].astype({"N": int, "V": int})
+    wide = timed.pivot_table(
+        index=["LLM", *key, "batch"], columns="stage", values="median_ms", aggfunc="first"
+    )
+    asking = wide["question"].fillna(0) if "question" in wide else 0
+    ttft = (wide["ttft"] - asking).rename("median_ms").reset_index()
     mean = errors.astype({"N": int, "V": int}).groupby(key)[score].mean().rename("error").reset_index()
     both = mean.merge(ttft, on=key)
     return _undominated(both.assign(ms=both["median_ms"] / both["batch"], N=both["LLM"]), ["batch"])
@@ -328,7 +335,9 @@ def pareto(rows: pd.DataFrame, title: str, subtitle: str | list[str]) -> alt.Fac
         "V:Q", scale=alt.Scale(type="symlog", range=[20, 260]), legend=alt.Legend(values=[1, 16, 144, 576])
     )
     base = alt.Chart(rows).encode(x, y)
-    dots = base.mark_point(filled=True).encode(alt.Color("N:O", title="N"), size, tooltip=list(rows.columns))
+    order = rows.groupby("N")["ms"].min().sort_values().index.to_list()  # from small to large
+    color = alt.Color("N:O", title="N", sort=order)
+    dots = base.mark_point(filled=True).encode(color, size, tooltip=list(rows.columns))
     line = base.mark_line(color="black", strokeDash=[4, 3], strokeWidth=1.2).transform_filter(
         "datum.frontier"
     )
