@@ -41,8 +41,8 @@ SETS = {
     "nested": ("m3", "mqt_nested", "glances_nested"),
     "others": (
         *("glances", "pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
-        *("llavamini_fused", "prumerge_plus", "visionzip", "tome", "fastv"),
-        *("random", "stride", "downsample", "downsample_image", "dct"),
+        *("llavamini_fused", "prumerge", "prumerge_normalised", "prumerge_plus", "visionzip", "tome"),
+        *("fastv", "random", "stride", "downsample", "downsample_image", "dct"),
     ),
 }
 
