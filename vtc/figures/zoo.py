@@ -52,6 +52,24 @@ def _panels(chart: alt.Chart | alt.LayerChart, title: alt.Title) -> alt.FacetCha
     return chart.properties(width=300, height=250).facet(column).properties(title=title)
 
 
+def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Score of each task (mean over seeds), a column a compressor, a panel a V: what a token is good for."""
+    long = rows.melt(["compressor", "V"], [f"score_{task}" for task in data.TASKS], "task", "score")
+    mean = long.groupby(["compressor", "V", "task"])["score"].mean().reset_index()
+    mean["task"] = mean["task"].str.removeprefix("score_")
+    base = alt.Chart(mean).encode(
+        x=alt.X("compressor:N", title=None), y=alt.Y("task:N", title=None, sort=list(data.TASKS))
+    )
+    blues = alt.Color("score:Q", title="score", scale=alt.Scale(scheme="blues", domain=[0, 1]))
+    shade = alt.condition("datum.score > 0.6", alt.value("white"), alt.value("black"))
+    numbers = base.mark_text(fontSize=8).encode(text=alt.Text("score:Q", format=".2f"), color=shade)
+    chart = (base.mark_rect().encode(color=blues) + numbers).properties(
+        width=25 * mean["compressor"].nunique(), height=210
+    )
+    title = alt.Title("Task by task", subtitle=figures.provenance(rows, p))
+    return chart.facet(alt.Column("V:O", title="V")).properties(title=title)
+
+
 def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     """Differences with 95 % intervals, one panel a V; an interval across the line shows no difference."""
     frame = table.copy()
