@@ -160,12 +160,25 @@ class Runner:
         q, k = turned.split((self.heads, self.kv_heads), dim=1)
         v = qkv[:, :, self.heads + self.kv_heads :].transpose(1, 2)
         keys, values = self._remember(cache, k, v, at)
-        seen = F.scaled_dot_product_attention(
-            q, keys, values, mask, is_causal=mask is None and t > 1, enable_gqa=self.heads != self.kv_heads
-        )
+        seen = self._attend(q, keys, values, mask)
         x = layer.out.plus(seen.transpose(1, 2).reshape(b, t, d), x)
         y = norm(x, layer.norm2, self.eps)
         return layer.down.plus(layer.up.times(y, layer.gate.swish(y)), x)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries (b, heads, t, e), keys and values (b, kv heads, n, e) -> (b, heads, t, e).
+
+        One query in bf16 on a CPU is answered in float32: of 626 keys in 24 layers the conversion and the
+        attention take 4.5 ms on two EPYC cores, the fused bf16 kernel by itself 12.
+        """
+        t, kind = q.shape[2], q.dtype
+        if t == 1 and q.device.type == "cpu":
+            q, keys, values = q.float(), keys.float(), values.float()
+        gqa = self.heads != self.kv_heads
+        causal = mask is None and t > 1
+        return F.scaled_dot_product_attention(q, keys, values, mask, is_causal=causal, enable_gqa=gqa).to(
+            kind
+        )
 
     @torch.no_grad()
     def prefill(self, embedded: Tensor, past: int = 0) -> Tensor:
