@@ -62,12 +62,15 @@ def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, 
     assert runner.kv_bytes > 0
 
 
-def test_the_runner_in_bf16_is_as_near_as_bf16_allows():
+@pytest.mark.parametrize("kv_heads, blocks", [(4, True), (2, True), (4, False)])
+def test_the_runner_in_bf16_is_as_near_as_bf16_allows(kv_heads, blocks, monkeypatch):
     import torch
 
+    from vtc import fast
     from vtc.fast import Runner
 
-    model, x = llm(dtype="bfloat16"), torch.randn(1, 40, 64).bfloat16()
+    monkeypatch.setattr(fast, "in_blocks", lambda q: blocks)
+    model, x = llm(kv_heads, dtype="bfloat16"), torch.randn(1, 40, 64).bfloat16()
     with torch.no_grad():
         exact = model.float()(inputs_embeds=x.float()).logits[:, -1]
         theirs = model.bfloat16()(inputs_embeds=x).logits[:, -1].float()
@@ -233,6 +236,19 @@ def test_a_gpu_that_is_not_there(capsys):
     assert "no GPU was found" in capsys.readouterr().err
     with pytest.raises(InputError, match="none was found and no rows"):  # replay only, nothing is clocked
         bench.table(profiles.get("gpu", recompute=True, run="empty"))
+
+
+@pytest.mark.parametrize("t, past", [(1, 0), (5, 0), (128, 3), (300, 40)])
+def test_attention_in_blocks_is_attention(t, past):
+    import torch
+
+    from vtc.fast import attend_in_blocks
+
+    draw = torch.Generator().manual_seed(0)
+    q, keys, values = (torch.randn(2, 3, n, 8, generator=draw) for n in (t, t + past, t + past))
+    mask = torch.ones(t, t + past, dtype=torch.bool).tril(past)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, keys, values, mask)
+    torch.testing.assert_close(attend_in_blocks(q, keys, values), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_what_longer_texts_and_answers_leave_of_the_gain():

