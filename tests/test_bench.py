@@ -251,6 +251,17 @@ def test_attention_in_blocks_is_attention(t, past):
     torch.testing.assert_close(attend_in_blocks(q, keys, values), wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_floor_is_that_of_the_whole_run():
+    """Two processes of one day, the second in a busy moment; and another day, for itself."""
+    same = {"device": "cpu", "dtype": "bf16", "parts": "[[4e9, 1e6], [1e6, 3e9]]", "median_ms": 10.0}
+    found = [(1e12, "2026-01-01T10"), (5e11, "2026-01-01T11"), (5e11, "2026-01-02T10")]
+    rows = pd.DataFrame([{**same, "bandwidth": 1e12, "peak_flops": peak, "date": day} for peak, day in found])
+    found = bench.of_one_run(rows.assign(floor_ms=1.0, share=0.1, binds="bandwidth"))
+    assert found["floor_ms"].tolist() == pytest.approx([7, 7, 11])
+    assert found["share"].tolist() == pytest.approx([0.7, 0.7, 1.1])
+    assert found["binds"].tolist() == ["compute", "compute", "compute"]
+
+
 def test_what_longer_texts_and_answers_leave_of_the_gain():
     """Made-up times: V + Q to the first token, 2 each later one; half of that at least."""
     rows = [

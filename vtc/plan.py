@@ -177,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--hardware",
         default="a100",
-        help="a100, h100, h200, l4, rtx4090, xeon2, or here: this CPU as `vtc bench` found it",
+        help=f"{', '.join(cost.hardware_table())}, or here: this CPU as `vtc bench` found it",
     )
     add("--peak-tflops", type=float, help="your own device: matrix peak in the precision used")
     add("--bandwidth-gb-s", type=float, help="your own device: main memory bandwidth")

@@ -34,6 +34,7 @@ from vtc.bench.reading import (  # noqa: F401
     floors,
     here,
     largest,
+    of_one_run,
     ok,
     origins,
     predicted,
@@ -47,8 +48,8 @@ CASES = {STEM: cases, PROMPTS: prompts}
 def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
     """The clock's rows of a profile, one a V and stage: recorded ones, and what is missing clocked here.
 
-    stem: STEM, or PROMPTS for the cases that change Q and G. Where they need a GPU and there is none, only
-    rows that exist; InputError if none.
+    Floors are those of the whole run, see `of_one_run`. stem: STEM, or PROMPTS for the cases that change Q
+    and G. Where they need a GPU and there is none, only rows that exist; InputError if none.
     """
     wanted = CASES[stem](p)
     able = not any(c["on"] == "cuda" for c in wanted) or has_cuda()
@@ -60,7 +61,7 @@ def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
         raise InputError(
             f"profile {p.name} clocks a GPU; none was found and no rows are recorded: use laptop"
         )
-    return found
+    return of_one_run(found)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

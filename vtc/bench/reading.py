@@ -141,6 +141,26 @@ def origins(clock: pd.DataFrame, p: Profile) -> pd.DataFrame:
     return table.reset_index()
 
 
+def of_one_run(clock: pd.DataFrame) -> pd.DataFrame:
+    """Floors by the best rate and bandwidth that any process of the same device, precision and day measured.
+
+    On a shared machine one process finds half the bandwidth of the next; a time below its own "floor" was the
+    sign. A stage's floor is the sum over its parts of the longer of multiplying and fetching.
+    """
+    best = clock.groupby(["device", "dtype", clock["date"].astype(str).str[:10]])
+    peak, band = (best[name].transform("max") for name in ("peak_flops", "bandwidth"))
+    counted = clock["parts"].notna()
+    floor_ms, binds = clock["floor_ms"].copy(), clock["binds"].copy()
+    for i in clock.index[counted]:
+        parts = clock.at[i, "parts"]
+        flops, moved = np.array(json.loads(parts) if isinstance(parts, str) else parts).T
+        limits = flops / peak[i], moved / band[i]
+        floor_ms[i] = 1e3 * np.maximum(*limits).sum()
+        binds[i] = "compute" if limits[0].sum() >= limits[1].sum() else "bandwidth"
+    share = clock["share"].where(~counted, floor_ms / clock["median_ms"])
+    return clock.assign(floor_ms=floor_ms, binds=binds, share=share, peak_flops=peak, bandwidth=band)
+
+
 def floors(clock: pd.DataFrame, stages: tuple[str, ...] = ("prefill", "decode")) -> pd.DataFrame:
     """Measured milliseconds beside the counted floor, what binds, and the share of the floor's speed reached.
 
