@@ -115,7 +115,7 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
     mlp, mlp_elements = _projector(pipe, part)
     side = Work(views * part.flops + part.fixed, (part.weights + views * part.elements) * BYTES[dtype])
     if part.fusion_layers:
-        stack = dataclasses.replace(shape, layers=part.fusion_layers)
+        stack = dataclasses.replace(shape, layers=np.minimum(part.fusion_layers, shape.layers))
         side += llm_pass(stack, pipe.tower.s * images + prompt, 0, batch, dtype)
     width = Work(2 * views * through * mlp, (mlp + views * through * mlp_elements) * BYTES[dtype])
     way = pipe.question_pass(part)
