@@ -290,3 +290,22 @@ def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):
         "n"
     ][0]
     assert "prefill" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_a_quickened_tower_gives_the_same_features(dtype, atol, monkeypatch):
+    import copy
+
+    import torch
+
+    from vtc import fast
+    from vtc.tower import Tower
+
+    monkeypatch.setattr(fast, "in_blocks", lambda q: dtype == "bfloat16")
+    p = profiles.get("smoke")
+    torch.manual_seed(0)
+    eyes = Tower(p.tower, p.pixels).to(getattr(torch, dtype)).eval()
+    images = torch.randint(0, 256, (3, p.pixels, p.pixels, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted, found = eyes(images), fast.quicken(copy.deepcopy(eyes))(images)
+    torch.testing.assert_close(found.levels, wanted.levels, atol=atol, rtol=0.02)

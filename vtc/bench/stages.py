@@ -15,7 +15,7 @@ from vtc import InputError, compressors, cost
 from vtc.bench.cases import shapes, tokens
 from vtc.bench.process import sample, summary
 from vtc.compressors.base import Features, mlp2x
-from vtc.fast import Product, Runner
+from vtc.fast import Product, Runner, quicken
 from vtc.profiles import TowerSize
 from vtc.tower import Tower
 
@@ -154,7 +154,7 @@ class Bench:
         self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
         t = self.tower_shape
         size = TowerSize(t.d, t.layers, t.heads, t.patch, _levels(t), 0, 0)
-        self.tower = Tower(size, t.image).to(self.on, self.dtype).eval().requires_grad_(False)
+        self.tower = quicken(Tower(size, t.image).to(self.on, self.dtype).eval().requires_grad_(False))
         self.images = torch.zeros(self.batch, t.image, t.image, 3, dtype=torch.uint8, device=self.on)
         self.text = self._embedded(c["Q"])
         self.seen_tower = False
