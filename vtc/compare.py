@@ -16,15 +16,18 @@ from vtc.sweep import unpacked
 FAMILIES = {**data.FAMILIES, "all": data.TASKS}
 
 
-def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int = 2000) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int = 10_000) -> pd.DataFrame:
     """Score of each compressor minus that of `against`, per V and family -> one row each.
 
     `rows` are cells of one LLM; `tasks[i]` is the task of question i. A family's score is the mean over its
-    tasks. `low`, `high`: 95 % by resampling seeds, and questions within tasks. `p`: two-sided, from the same
-    draws. `p_holm`: after Holm's correction for all the rows of this table. Columns: compressor, V, family,
-    difference, low, high, p, p_holm, seeds.
+    tasks. `low`, `high`: 95 % by resampling seeds (another training run) and questions within tasks. `p`:
+    two-sided, from the same draws, so many that the least p survives Holm's correction over a hundred rows;
+    `p_holm`: corrected for all the rows of this table. Columns: compressor, V, family, difference, low, high,
+    p, p_holm, seeds.
     """
     found = []
+    at = {t: np.flatnonzero(np.array(tasks) == t) for t in data.TASKS}  # places of a task's questions
+    again = {t: _weights(len(i), draws, k) for k, (t, i) in enumerate(at.items())}
     for V, cells in rows.groupby("V"):
         base = _by_seed(cells[cells["compressor"] == against])
         for name, part in cells.groupby("compressor"):
@@ -33,9 +36,11 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int =
             if name == against or not seeds:
                 continue
             apart = np.array([other[s] - base[s] for s in seeds])  # (seeds, questions)
+            share = _weights(len(seeds), draws, len(at))
+            means = {t: ((again[t] @ apart[:, i].T) * share).sum(1) for t, i in at.items()}  # (draws,)
             for family, names in FAMILIES.items():
-                resampled = _resampled(apart, tasks, names, draws)
-                point = np.mean([apart[:, _of(tasks, t)].mean() for t in names])
+                resampled = np.mean([means[t] for t in names], 0)
+                point = np.mean([apart[:, at[t]].mean() for t in names])
                 low, high = np.quantile(resampled, [0.025, 0.975])
                 p = min(1.0, 2 * min((resampled <= 0).mean(), (resampled >= 0).mean()) + 1 / draws)
                 found.append((name, int(V), family, float(point), float(low), float(high), p, len(seeds)))
@@ -44,28 +49,13 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int =
     return table.assign(p_holm=holm(table["p"].to_numpy()))
 
 
+def _weights(n: int, draws: int, seed: int) -> np.ndarray:
+    """What each of n things counts in bootstrap draws: (draws, n), rows add up to 1."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws) / n
+
+
 def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:
     return {int(row.seed): unpacked(row.scores) for row in cells.itertuples()}
-
-
-def _of(tasks: list[str], task: str) -> np.ndarray:
-    return np.flatnonzero(np.array(tasks) == task)
-
-
-def _resampled(apart: np.ndarray, tasks: list[str], names: tuple[str, ...], draws: int) -> np.ndarray:
-    """Differences (seeds, questions) -> bootstrap draws of the family's mean difference (draws,).
-
-    Seeds are drawn anew, and questions within each task: both another training run and other questions.
-    """
-    rng = np.random.default_rng(0)
-    seeds = len(apart)
-    share = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds  # (draws, seeds)
-    means = []
-    for task in names:
-        values = apart[:, _of(tasks, task)]  # (seeds, n)
-        picks = rng.integers(0, values.shape[1], (draws, values.shape[1]))
-        means.append((share * values[:, picks].mean(2).T).sum(1))
-    return np.mean(means, 0)
 
 
 def duels(
@@ -77,7 +67,7 @@ def duels(
     """
     parts = []
     for other in against:
-        part = differences(rows[rows["compressor"].isin([*names, other])], tasks, other, p.draws)
+        part = differences(rows[rows["compressor"].isin([*names, other])], tasks, other)
         parts.append(part[part["family"] == "all"].assign(against=other))
     table = pd.concat(parts, ignore_index=True)
     mflop = with_cost(rows, p).groupby(["compressor", "V"])["mflop"].mean()
