@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from vtc import InputError, cost, profiles
+from vtc import InputError, compressors, cost, profiles
 from vtc.profiles import Profile
 
 STEM, PROMPTS = "03_clock", "03_prompts"  # stages against V; and against how much is asked and answered
@@ -140,6 +140,9 @@ def check(c: dict) -> None:
         raise InputError(f"device {c['on']!r} is unknown: use cpu or cuda")
     if c["on"] == "cuda" and not has_cuda():
         raise InputError("no GPU was found here: use --device cpu, or run on a machine with CUDA")
+    compressor = compressors.find(c["compressor"])
+    if compressor.cost_class != "A" or compressor.shrinks_image:
+        raise InputError(f"the clock has no stage for {c['compressor']}: it works in the tower or the LLM")
     want, there = needs(c), free_bytes(c["on"])
     if want > there:
         what = f"{c['llm']} in {c['dtype']} at batch {c['batch']}"

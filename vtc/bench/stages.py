@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtc import InputError, compressors, cost
+from vtc import compressors, cost
 from vtc.bench.cases import shapes, tokens
 from vtc.bench.process import sample, summary
 from vtc.compressors.base import Features, mlp2x
@@ -142,9 +142,6 @@ class Bench:
         self.origin = {"device": _device(self.on)} | _machine(self.on)
         self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
         self.room = max(tokens(c)) + c["Q"] + c["G"]
-        compressor = compressors.find(c["compressor"])
-        if compressor.cost_class != "A" or compressor.shrinks_image:
-            raise InputError(f"the clock has no stage for {c['compressor']}: it works in tower or LLM")
         self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
         self.way = self.pipe.question_pass(
             cost.compressor(c["compressor"], self.tower_shape, 1, self.shape.d)
