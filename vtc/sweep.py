@@ -93,7 +93,8 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(train.checkpoints(p, case), ignore_errors=True)
     row = {"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes}
-    row["looks"] = looks(p, model) if 0 < case.V <= LOOKED_AT else ""
+    drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
+    row["looks"] = looks(p, model) if drawn else ""
     return row | {"scores": packed(scores), "misled": packed([score(q, a) for q, a in zip(asked, wrong)])}
 
 
