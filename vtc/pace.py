@@ -79,12 +79,12 @@ def first_token_cases(rows: pd.DataFrame) -> list[dict]:
 
 
 def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float]:
-    """Features of one image and one question -> first token, ms, in turn with TokenPacker's at that V.
+    """Features of one image and one question -> first token, ms, in turn with TokenPacker's at one token.
 
     Weights are random, which changes no time; the tower is the same for all and left out.
     """
     with _threads(1):
-        model, other = (_untrained(p, {**case, **name}) for name in ({}, {"compressor": "tokenpacker"}))
+        model, other = (_untrained(p, case | same) for same in ({}, {"compressor": "tokenpacker", "V": 1}))
         draw = torch.Generator().manual_seed(0)
         levels = torch.randn(1, p.s, p.tower.d * len(p.tower.levels), generator=draw)
         heads, d = p.tower.heads, p.tower.d
