@@ -216,6 +216,7 @@ def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
         (["--llm", "0.5", "--compressor", "magic"], "unknown compressor"),
         (["--llm", "0.5", "--compressor", "fastv"], "no stage for fastv"),
         (["--llm", "0.5", "--compressor", "downsample_image"], "no stage for downsample_image"),
+        (["--llm", "0.5", "--compressor", "prumerge"], "no stage for prumerge"),
         (["--llm", "0.5", "--device", "tpu"], "use cpu or cuda"),
     ],
 )

@@ -47,6 +47,13 @@ def make(name, tokens, g=6, **options):
                  **{**OPTIONS.get(name, {}), **options})  # fmt: skip
 
 
+def fused(module, x, text):
+    """Tokens and text that have read the patches, each place what stands before it."""
+    n = 36 + module.tokens + text.shape[1]
+    mask = torch.full((n, n), -1e4).triu(1)[None, None]
+    return module.fuse(x, module(x), text, mask, torch.arange(n)[None])
+
+
 def question(module, b=3, m=None, words=5):
     """A question as the module wants it: a vector, or word embeddings."""
     lead = (b,) if m is None else (b, m)
@@ -104,7 +111,7 @@ def test_gradient_reaches_all_that_trains_and_the_tower_is_left(name, tokens):
     module = make(name, tokens)
     x = features()
     if name == "llavamini_fused":
-        out = torch.cat(module.fuse(x, module(x), torch.randn(3, 5, LLM)), 1)
+        out = torch.cat(fused(module, x, torch.randn(3, 5, LLM)), 1)
     else:
         out = module(x, question(module))
     out.square().sum().backward()
@@ -160,7 +167,7 @@ def test_ledger_agrees_with_instrumented_count(name, tokens):
 def test_ledger_counts_prefusion():
     module = make("llavamini_fused", 4).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.fuse(features(), module(features()), torch.randn(3, 5, LLM))
+        fused(module, features(), torch.randn(3, 5, LLM))
     mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(
         3
     )
@@ -407,12 +414,12 @@ def test_fastv_generates_with_a_cache_and_leaves_no_trace():
 def test_prefusion_lets_text_read_the_image_but_not_the_reverse():
     module = make("llavamini_fused", 4).eval()
     x, text = features(), torch.randn(3, 5, LLM)
-    tokens, words = module.fuse(x, module(x), text)
+    tokens, words = fused(module, x, text)
     assert tokens.shape == (3, 4, LLM) and words.shape == (3, 5, LLM)
     other = Features(x.last + 1)
-    tokens_2, words_2 = module.fuse(other, module(other), text)
+    tokens_2, words_2 = fused(module, other, text)
     assert not torch.allclose(words, words_2) and not torch.allclose(tokens, tokens_2)
-    torch.testing.assert_close(module.fuse(x, module(x), text + 1)[0], tokens)
+    torch.testing.assert_close(fused(module, x, text + 1)[0], tokens)
 
 
 @pytest.mark.parametrize("name, tokens", [("tokenpacker", 4), ("mqt", 5), ("pool", 1)])

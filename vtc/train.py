@@ -209,7 +209,7 @@ def _train_once(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
             model, notes = _train(p, first, served(p))
             weights = {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}
             save_whole(weights, done, {k: repr(v) for k, v in notes.items()})
-            shutil.rmtree(checkpoints(p, first))
+            shutil.rmtree(checkpoints(p, first), ignore_errors=True)
     model = build(p, case)
     model.load_state_dict(load_file(done), strict=False)
     model.llm.tie_weights()
@@ -233,18 +233,18 @@ def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, di
     return teach(p, case, model, features, *banks, every)
 
 
-def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, served=()):
+def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=()):
     """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too).
 
-    served: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
+    every: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
     """
     r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
 
-    def batches(bank: Bank, stage: int, pack: int, every: tuple[int, ...]) -> Callable[[int], tuple]:
+    def batches(bank: Bank, stage: int, pack: int, budgets: tuple[int, ...]) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
             rng = np.random.default_rng([case.seed, stage, step])
             packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
-            drawn = (torch.tensor(rng.choice(every)),) if every else ()
+            drawn = (torch.tensor(rng.choice(budgets)),) if budgets else ()
             return packed, features[torch.from_numpy(rows)].to(torch.float32), *drawn
 
         return batch
@@ -255,11 +255,11 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
         align = Stage("align", r.align_steps, r.lr(r.align_lr, d), sees, r.checkpoint_every)
-        drawn = served or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
+        drawn = every or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
         aligned = fit(learner, align, batches(described, 1, 2, drawn), folder)
     both, lr = (*sees, f"{root}llm"), r.lr(r.instruct_lr, d)
     instruct = Stage("instruct", r.instruct_steps, lr, both, r.checkpoint_every)
-    last = fit(learner, instruct, batches(asked, 2, r.pack, served), folder)
+    last = fit(learner, instruct, batches(asked, 2, r.pack, every), folder)
     return model.eval(), {
         "loss": last["loss"],
         "train_seconds": last["seconds"] + aligned["seconds"],

@@ -141,7 +141,8 @@ def check(c: dict) -> None:
     if c["on"] == "cuda" and not has_cuda():
         raise InputError("no GPU was found here: use --device cpu, or run on a machine with CUDA")
     compressor = compressors.find(c["compressor"])
-    if compressor.cost_class != "A" or compressor.shrinks_image:
+    inside = compressor.shrinks_image or compressor.needs_attention or compressor.needs_keys
+    if compressor.cost_class != "A" or inside:
         raise InputError(f"the clock has no stage for {c['compressor']}: it works in the tower or the LLM")
     want, there = needs(c), free_bytes(c["on"])
     if want > there:

@@ -145,20 +145,29 @@ def of_one_run(clock: pd.DataFrame) -> pd.DataFrame:
     """Floors by the best rate and bandwidth that any process of the same device, precision and day measured.
 
     On a shared machine one process finds half the bandwidth of the next; a time below its own "floor" was the
-    sign. A stage's floor is the sum over its parts of the longer of multiplying and fetching.
+    sign.
     """
-    best = clock.groupby(["device", "dtype", clock["date"].astype(str).str[:10]])
-    peak, band = (best[name].transform("max") for name in ("peak_flops", "bandwidth"))
-    counted = clock["parts"].notna()
-    floor_ms, binds = clock["floor_ms"].copy(), clock["binds"].copy()
-    for i in clock.index[counted]:
-        parts = clock.at[i, "parts"]
-        flops, moved = np.array(json.loads(parts) if isinstance(parts, str) else parts).T
-        limits = flops / peak[i], moved / band[i]
-        floor_ms[i] = 1e3 * np.maximum(*limits).sum()
-        binds[i] = "compute" if limits[0].sum() >= limits[1].sum() else "bandwidth"
-    share = clock["share"].where(~counted, floor_ms / clock["median_ms"])
-    return clock.assign(floor_ms=floor_ms, binds=binds, share=share, peak_flops=peak, bandwidth=band)
+    day = clock["date"].astype(str).str[:10]
+    best = clock.groupby(["device", "dtype", day])[["peak_flops", "bandwidth"]].transform("max")
+    clock = clock.assign(**best)
+    for row in clock[clock["parts"].notna()].itertuples():
+        parts = json.loads(row.parts) if isinstance(row.parts, str) else row.parts
+        found = floor(parts, row.median_ms, row.peak_flops, row.bandwidth)
+        clock.loc[row.Index, list(found)] = list(found.values())
+    return clock
+
+
+def floor(parts: list, ms: float, peak_flops: float, bandwidth: float) -> dict:
+    """A stage's parts (operations, bytes) -> the least time, what binds, the share of it that `ms` reached.
+
+    The least is the sum over the parts of the longer of multiplying and fetching.
+    """
+    device = cost.Hardware("", {"": peak_flops}, bandwidth, 0)
+    work = cost.Work(*np.array(parts).T)
+    least = 1e3 * float(cost.seconds(work, device, "").sum())
+    by_compute, by_bytes = (float(limit.sum()) for limit in cost.limits(work, device, ""))
+    binds = "compute" if by_compute >= by_bytes else "bandwidth"
+    return {"floor_ms": least, "binds": binds, "share": least / ms}
 
 
 def floors(clock: pd.DataFrame, stages: tuple[str, ...] = ("prefill", "decode")) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vtc import compressors, cost
 from vtc.bench.cases import shapes, tokens
 from vtc.bench.process import sample, summary
+from vtc.bench.reading import floor
 from vtc.compressors.base import Features, mlp2x
 from vtc.fast import Product, Runner, quicken
 from vtc.profiles import TowerSize
@@ -171,13 +172,11 @@ class Bench:
         taken["decode"] = [ms / steps for ms in taken["decode"]]
         work = cost.stages(self.pipe, V, c["Q"], c["G"], self.batch, c["q"])
         work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
-        device = cost.Hardware("", {c["dtype"]: self.peaks["peak_flops"]}, self.peaks["bandwidth"], 0)
         kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
         same = {"tokens": V, "status": "ok", "N": float(self.shape.N)} | self.origin | self.peaks
         same |= {"peak_bytes": _peak_bytes(self.on), "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
         return [
-            {**same, "stage": s, **_floor(s, work, device, c["dtype"], ms), **summary(ms)}
-            for s, ms in taken.items()
+            {**same, "stage": s, **_floor(s, work, self.peaks, ms), **summary(ms)} for s, ms in taken.items()
         ]
 
     def calls(self, V: int) -> dict[str, Callable]:
@@ -261,22 +260,16 @@ def _levels(t: cost.TowerShape) -> tuple[int, ...]:
     return (12, 16, 22, 23) if t.layers == 24 else tuple(range(t.depth - t.levels + 1, t.depth + 1))
 
 
-def _floor(stage: str, work: dict, device: cost.Hardware, dtype: str, samples: list[float]) -> dict:
+def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]) -> dict:
     """Counted operations and bytes of a stage, the least it can take here, and the share of it reached."""
     names = cost.STAGES[1:-1] if stage == "ttft" else (stage,)
-    parts = [work[name] for name in names if name in work]
+    parts = [[float(work[name].flops), float(work[name].bytes)] for name in names if name in work]
     if not parts:
         return {"parts": None}
-    floor = sum(float(cost.seconds(w, device, dtype)) for w in parts) * 1e3
-    limits = [sum(float(x) for x in side) for side in zip(*(cost.limits(w, device, dtype) for w in parts))]
-    return {
-        "flops": sum(float(w.flops) for w in parts),
-        "bytes": sum(float(w.bytes) for w in parts),
-        "floor_ms": floor,
-        "binds": "compute" if limits[0] >= limits[1] else "bandwidth",
-        "share": floor / sorted(samples)[len(samples) // 2],
-        "parts": [[float(w.flops), float(w.bytes)] for w in parts],
-    }
+    flops, moved = (sum(side) for side in zip(*parts))
+    median = sorted(samples)[len(samples) // 2]
+    least = floor(parts, median, peaks["peak_flops"], peaks["bandwidth"])
+    return {"flops": flops, "bytes": moved, **least, "parts": parts}
 
 
 def _device(on: str) -> str:

@@ -64,8 +64,8 @@ TRAINED_ONCE = {
     "fastv": "identity",
 }
 
-# Trained with an auxiliary loss (`distil.py`); beside each, the same without.
-DISTILLED = {"quecc_distilled": "quecc", "lookup_distilled": "lookup_unaligned"}
+# Trained with an auxiliary loss (`distil.py`); without it they are quecc and lookup_unaligned.
+DISTILLED = ("quecc_distilled", "lookup_distilled")
 
 
 def names() -> list[str]:

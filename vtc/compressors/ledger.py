@@ -109,6 +109,7 @@ def _llavamini(V, s, d, L, D, T, heads=8):
 
 def _llavamini_fused(V, s, d, L, D, T, heads=8, llm_config=None, layers=4, words=20):
     c, x = llm_config, s + V + words
+    layers = min(layers, c.num_hidden_layers)
     keys = D * c.num_key_value_heads // c.num_attention_heads  # width of keys and of values
     layer = 2 * x * (2 * D * D + 2 * D * keys + 3 * D * c.intermediate_size) + 4 * x * x * D
     own = _llavamini(V, s, d, L, D, T, heads)

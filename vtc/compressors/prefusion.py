@@ -60,18 +60,13 @@ class LLaVAMiniFused(LLaVAMini):
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return self.project(super().compress(features))
 
-    def fuse(self, features: Features, tokens: Tensor, text: Tensor, mask=None, position=None):
+    def fuse(self, features: Features, tokens: Tensor, text: Tensor, mask: Tensor, position: Tensor):
         """Features, un-fused tokens (b, V, d_llm), text (b, t, d_llm) -> the last two, as the LLM gets them.
 
-        mask (b, 1, n, n) and position (b, n) of patches, tokens and text, n = s + V + t; without them each
-        reads what stands before it.
+        mask (b, 1, n, n), additive, and position (b, n) of patches, tokens and text: n = s + V + t.
         """
         patches = self.project(features.last)
         x = torch.cat([patches, tokens, text.to(patches.dtype)], 1)
-        n, before = x.shape[1], patches.shape[1] + tokens.shape[1]
-        if mask is None:
-            mask = torch.full((n, n), -1e4, dtype=x.dtype, device=x.device).triu(1)[None, None]
-        if position is None:
-            position = torch.arange(n, device=x.device).unsqueeze(0)
         x = self.fusion(x, mask.to(x.dtype), position)
+        before = patches.shape[1] + tokens.shape[1]
         return x[:, patches.shape[1] : before], x[:, before:]

@@ -79,9 +79,17 @@ def show(chart: alt.TopLevelMixin, alt_text: str = "") -> Picture:
     """The chart as a picture, nothing written; `alt_text` (or its title) says it to readers without sight."""
     out = io.BytesIO()
     chart.save(out, format="png", scale_factor=PNG_SCALE)
-    png = out.getvalue()
-    width = int.from_bytes(png[16:20], "big") // PNG_SCALE  # from the PNG's own header
-    return Picture(png, alt_text or description(chart), width)
+    png, width = _with_palette(out)
+    return Picture(png, alt_text or description(chart), width // PNG_SCALE)
+
+
+def _with_palette(png: io.BytesIO) -> tuple[bytes, int]:
+    """The picture with 256 colours, and its width: a ninth of the bytes, in git and in notebooks too."""
+    from PIL import Image
+
+    picture, out = Image.open(png).convert("RGB"), io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(out, "png", optimize=True)
+    return out.getvalue(), picture.width
 
 
 def save(
