@@ -1,7 +1,7 @@
 """Compressors compared question by question: differences with intervals, and how many were looked at.
 
 Every cell is asked the same test questions, so two cells are compared on each question by itself, which takes
-the difficulty of the questions out of the difference. Seeds that both have are averaged, and resampled too.
+the difficulty of the questions out of the difference. Seeds that both have are averaged.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from vtc.sweep import unpacked
 FAMILIES = {**data.FAMILIES, "all": data.TASKS}
 
 
-def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int = 10_000) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFrame:
     """Score of each compressor minus that of `against`, per V and family -> one row each.
 
     `rows` are cells of one LLM; `tasks[i]` is the task of question i. A family's score is the mean over its
-    tasks. `low`, `high`: 95 % by resampling seeds (another training run) and questions within tasks. `p`:
-    two-sided, from the same draws, so many that the least p survives Holm's correction over a hundred rows;
+    tasks. `low`, `high`: 95 %, for another training run and other questions, see `_interval`. `p`: two-sided;
     `p_holm`: corrected for all the rows of this table. Columns: compressor, V, family, difference, low, high,
     p, p_holm, seeds.
     """
     found = []
     at = {t: np.flatnonzero(np.array(tasks) == t) for t in data.TASKS}  # places of a task's questions
-    again = {t: _weights(len(i), draws, k) for k, (t, i) in enumerate(at.items())}
     for V, cells in rows.groupby("V"):
         base = _by_seed(cells[cells["compressor"] == against])
         for name, part in cells.groupby("compressor"):
@@ -36,22 +34,35 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str, draws: int =
             if name == against or not seeds:
                 continue
             apart = np.array([other[s] - base[s] for s in seeds])  # (seeds, questions)
-            share = _weights(len(seeds), draws, len(at))
-            means = {t: ((again[t] @ apart[:, i].T) * share).sum(1) for t, i in at.items()}  # (draws,)
             for family, names in FAMILIES.items():
-                resampled = np.mean([means[t] for t in names], 0)
-                point = np.mean([apart[:, at[t]].mean() for t in names])
-                low, high = np.quantile(resampled, [0.025, 0.975])
-                p = min(1.0, 2 * min((resampled <= 0).mean(), (resampled >= 0).mean()) + 1 / draws)
-                found.append((name, int(V), family, float(point), float(low), float(high), p, len(seeds)))
+                numbers = _interval([apart[:, at[t]] for t in names])
+                found.append((name, int(V), family, *numbers, len(seeds)))
     columns = ["compressor", "V", "family", "difference", "low", "high", "p", "seeds"]
     table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table["p"].to_numpy()))
 
 
-def _weights(n: int, draws: int, seed: int) -> np.ndarray:
-    """What each of n things counts in bootstrap draws: (draws, n), rows add up to 1."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws) / n
+def _interval(apart: list[np.ndarray]) -> tuple[float, float, float, float]:
+    """Differences (seeds, questions) of each task -> mean over tasks, its 95 % interval, p.
+
+    Student's t, with Welch and Satterthwaite's degrees of freedom: the variance of a mean over n seeds, plus
+    that over the questions that all seeds share. One seed says nothing of other training runs, so questions
+    alone count then. (Resampling three seeds covered .82 of 400 planted differences, this .93.)
+    """
+    from scipy.stats import t as student  # half a second
+
+    n, tasks = len(apart[0]), len(apart)
+    by_seed = np.mean([task.mean(1) for task in apart], 0)  # (seeds,)
+    of_questions = sum(task.mean(0).var(ddof=1) / task.shape[1] for task in apart) / tasks**2
+    of_seeds = by_seed.var(ddof=1) / n if n > 1 else 0.0
+    mean, variance = float(by_seed.mean()), float(of_seeds + of_questions)
+    if variance == 0:  # every answer scored alike
+        return mean, mean, mean, float(mean == 0)
+    asked = sum(task.shape[1] - 1 for task in apart)
+    freedom = variance**2 / (of_seeds**2 / max(n - 1, 1) + of_questions**2 / asked)
+    reach = variance**0.5 * student.ppf(0.975, freedom)
+    p = float(2 * student.sf(abs(mean) / variance**0.5, freedom))
+    return mean, mean - reach, mean + reach, p
 
 
 def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:

@@ -47,6 +47,11 @@ SETS = {
 }
 
 
+def members(name: str) -> tuple[str, ...]:
+    """The compressors of a set, or the one of that name."""
+    return SETS.get(name, (name,))
+
+
 def zoo(p: Profile) -> list[dict]:
     """Compressors at few tokens with one LLM; with the rivals, every patch handed to the largest (identity).
 
@@ -56,8 +61,8 @@ def zoo(p: Profile) -> list[dict]:
     cases = [largest] if "rivals" in p.zoo else []
     for name in p.zoo:
         few = p.zoo_V[:2] if name == "ablations" else p.zoo_V
-        able = [(v, member) for v in few for member in SETS[name] if v in compressors.possible(member, p.g)]
-        cases += [{"size": p.zoo_size, "V": v, "compressor": member} for v, member in able]
+        able = [(v, one) for v in few for one in members(name) if v in compressors.possible(one, p.g)]
+        cases += [{"size": p.zoo_size, "V": v, "compressor": one} for v, one in able]
     cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
     return [case | {"seed": seed} for seed in p.seeds for case in cases]
 
@@ -141,8 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="profile",
         metavar="SETS",
-        help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)} "
-        "(default: those of the profile)",
+        help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)}, or names such as "
+        "lookup,quecc (default: the sets of the profile)",
     )
     parser.add_argument("--V", default="", help="such as 1,4 (default: the profile's)")
 
@@ -156,11 +161,11 @@ def asked_for(args: argparse.Namespace) -> Profile:
         return replace(p, V=V or p.V)
     sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
     for name in sets:
-        if name not in SETS:
-            raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}")
-    members = [member for name in sets for member in SETS[name]]
+        if name not in SETS and name not in compressors.names():
+            known = ", ".join(compressors.names())
+            raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}, or names of {known}")
     for v in V:
-        if not any(v in compressors.possible(member, p.g) for member in members):
+        if not any(v in compressors.possible(one, p.g) for name in sets for one in members(name)):
             raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
     return replace(p, zoo=sets, zoo_V=V or p.zoo_V)
 
@@ -171,7 +176,8 @@ def main(args: argparse.Namespace) -> int:
     cases = zoo(p) if args.zoo else cells(p)
     for case in cases:
         train.check(p, train.Case(**case))
-    parts(p)
+    used = {case["size"] for case in cases}
+    parts(replace(p, sizes=tuple(size for size in p.sizes if size.name in used)))
     rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
     return 0
