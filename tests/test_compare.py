@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from vtc import compare, data, profiles, sweep
+from vtc.compressors import speed
 
 TASKS = [t for t in data.TASKS for _ in range(200)]
 
@@ -60,8 +61,36 @@ def test_duels_name_the_cost_beside_the_other():
     rows = rows.assign(size="m", Q=8.0, error_reasoning=0.3, error_ocr=0.2)
     (row,) = compare.duels(rows, TASKS, p, ("glances_steered",), ("quecc",)).to_dict("records")
     assert row["low"] > 0.1 and row["cost"] < 1
-    (claim,) = compare.claims(pd.DataFrame(columns=["compressor", "family"]), pd.DataFrame([row]))
+    (claim,) = compare.claims(pd.DataFrame(columns=["against"]), pd.DataFrame([row]))
     assert claim["verdict"] == "held" and "of the cost" in claim["ours"]
+    (claim,) = compare.claims(pd.DataFrame(columns=["against"]), pd.DataFrame([row | {"cost": 1.2}]))
+    assert claim["verdict"] == "does not hold"  # better, but for more
+
+
+def test_quecc_is_judged_beside_the_papers_own_table():
+    """By hand from Table 1: at one token +.1 .7 .6 .5 .6 3.0 .4 points over TokenPacker, mean .84."""
+    assert compare.in_table_1("tokenpacker", 1) == "+0.008, 7 benchmarks"
+    assert compare.in_table_1("mqt", 1) == "+0.036, 6 benchmarks, MQT at 2"
+    assert compare.in_table_1("prumerge", 16) == "not tested"
+    row = {"V": 1, "compressor": "quecc", "against": "tokenpacker", "difference": 0.03, "low": -0.01,
+           "high": 0.07, "p_holm": 0.4, "cost": 1.3, "seeds": 3}  # fmt: skip
+    (claim,) = compare.claims(pd.DataFrame([row]), pd.DataFrame(columns=["compressor", "against"]))
+    assert claim["verdict"] == "open" and claim["paper"].startswith("+0.008")
+    assert claim["ours"] == "+0.030 [-0.010, +0.070], 3 seeds"
+
+
+def test_the_frontier_holds_what_nothing_cheaper_equals():
+    rows = pd.DataFrame({"compressor": list("abcde"), "V": 1, "mflop": [1.0, 2.0, 2.0, 3.0, 4.0],
+                         "error": [0.5, 0.6, 0.4, 0.4, 0.1]})  # fmt: skip
+    assert compare.frontier(rows)["compressor"].tolist() == ["a", "c", "e"]
+
+
+def test_beside_a_large_llm_the_question_pass_doubles_the_bill():
+    """At 7B a token counts 2N operations and QueCC's pass 2NQ, whatever a compressor does by itself."""
+    rows = pd.DataFrame({"compressor": ["pool", "pool", "quecc"], "V": [1, 36, 1]})
+    table, per_token = compare.tflop_beside(rows, "7B"), 2 * 6.5e9 / 1e12
+    assert (table.loc["pool", 36] - table.loc["pool", 1]) / 35 == pytest.approx(per_token, rel=0.05)
+    assert table.loc["quecc", 1] - table.loc["pool", 1] == pytest.approx(50 * per_token, rel=0.05)
 
 
 def test_a_misled_compressor_is_compared_with_itself():
@@ -102,3 +131,10 @@ def test_the_zoo_leaves_out_what_cannot_be_given_and_doubles():
 
 def test_holm_by_hand():
     assert compare.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_quecc_is_as_published_and_its_speed_a_ratio():
+    case = speed.cases(profiles.get("smoke"))[1]
+    row = speed.measure(case, turns=1)
+    assert row["difference"] < 1e-5
+    assert all(row[f"{name}_ratio"] > 0 for name in ("one", "many", "bf16"))

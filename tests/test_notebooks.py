@@ -191,12 +191,12 @@ def test_the_table_sets_ours_beside_recorded_and_paper(tmp_path, monkeypatch):
     recorded.results.mkdir(parents=True)
     (recorded.runs / "claims.csv").rename(recorded.results / "claims.csv")
     now = profiles.get("smoke", recompute=True, run="again")
-    records.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="missed")
-    records.claim(now, "words", "one token wins", "yes", "no", verdict="missed")
+    records.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="open")
+    records.claim(now, "words", "one token wins", "yes", "no", verdict="open")
     table = [re.split(r"\s{2,}", line) for line in reproduce.comparison(now).splitlines()]
     assert table[0] == ["claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict"]
-    assert table[2] == ["N counts more than V", "4.25", "4.5", "4.7", "-0.25", "-0.45", "missed"]
-    assert table[3] == ["one token wins", "no", "-", "yes", "-", "-", "missed"]
+    assert table[2] == ["N counts more than V", "4.25", "4.5", "4.7", "-0.25", "-0.45", "open"]
+    assert table[3] == ["one token wins", "no", "-", "yes", "-", "-", "open"]
 
 
 def test_peak_memory_counts_children():

@@ -59,11 +59,32 @@ def _span(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
+# where a claim's number was measured, by the beginning of its id, the longest first
+GROUPS = {
+    "04-own-": "The same law on our own sweep (notebook 04)",
+    "02-": "Our own sweep (notebook 02)",
+    "03-": "On the clock (notebook 03)",
+    "04-": "The law, fitted anew to the paper's own 28 points (notebook 04)",
+    "05-": "Compressors side by side (notebook 05)",
+}
+
+
 def _claims(path: Path) -> str:
-    """Every claim with the paper's number, ours and the verdict."""
+    """Every claim with the paper's number, ours and the verdict: a table for each place it was measured."""
     if not path.exists():
         return ""
-    rows = pd.read_csv(path, dtype=str).fillna("").sort_values("id", kind="stable", key=_numbers_as_numbers)
+    rows = pd.read_csv(path, dtype=str).fillna("")
+    group = [next((start for start in GROUPS if id.startswith(start)), "") for id in rows["id"]]
+    parts = []
+    for start in sorted(GROUPS):
+        of = rows[[one == start for one in group]].sort_values("id", kind="stable", key=_numbers_as_numbers)
+        if len(of):
+            parts.append(f"**{GROUPS[start]}**\n\n" + (_duels(of) if start == "05-" else _listed(of)))
+    return "\n\n".join(parts)
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """A claim a line."""
     lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
     for row in rows.itertuples():
         ours = _short(row.ours)
@@ -71,6 +92,29 @@ def _claims(path: Path) -> str:
             ours += f" [{_short(row.low)}, {_short(row.high)}]"
         lines.append(f"| {row.statement} | {_short(row.paper)} | {ours} | **{row.verdict}** |")
     return "\n".join(lines)
+
+
+def _duels(rows: pd.DataFrame) -> str:
+    """A pair of compressors a line, a column a V: the difference, bold where it held; the paper's below."""
+    names = r"(?P<one>\S+) scores higher than (?P<other>\S+) at V = (?P<V>\d+)"
+    rows = rows.join(rows["statement"].str.extract(names).astype({"V": int}))
+    rows["seeds"] = rows["ours"].str.extract(r"(\d+) seeds")[0]
+    shown = {"held": "**{}**", "does not hold": "{}: **does not hold**"}
+    rows["here"] = [
+        shown.get(r.verdict, "{}").format(r.ours.partition("]")[0] + "]") for r in rows.itertuples()
+    ]
+    lines = [f"| scores higher | {' | '.join(f'V = {V}' for V in sorted(set(rows['V'])))} |"]
+    lines.append("|---" * (1 + rows["V"].nunique()) + "|")
+    for (one, other), of in rows.groupby(["one", "other"], sort=False):
+        by_V = of.set_index("V").reindex(sorted(set(rows["V"]))).fillna("")
+        lines.append(f"| {one} than {other} | {' | '.join(by_V['here'])} |")
+        said = by_V["paper"].replace("not tested", "")
+        if said.any():
+            lines.append(f"| - the paper, Table 1 | {' | '.join(said)} |")
+    seeds = "; ".join(
+        f"{n} seeds at V = {', '.join(map(str, sorted(set(of['V']))))}" for n, of in rows.groupby("seeds")
+    )
+    return "\n".join(lines) + f"\n\nBold: held after Holm's correction; others open. {seeds}."
 
 
 def _numbers_as_numbers(ids: pd.Series) -> pd.Series:

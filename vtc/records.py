@@ -262,7 +262,7 @@ def claim(
     """Writes down one claim: the paper's number, ours with its interval, and whether it held.
 
     `id` is a short word for it (a second call replaces the first), `source` where the paper says so;
-    `verdict` one of "held", "missed", "open" or a few words.
+    `verdict` one of "held", "does not hold", "open" or a few words.
     """
     said = {"id": id, "statement": statement, "paper": paper, "ours": ours}
     said |= {"low": low, "high": high, "verdict": verdict, "source": source}

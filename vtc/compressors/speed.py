@@ -1,4 +1,4 @@
-"""QueCC's speed against the algorithm run as published: `python -m vtc.compressors.speed`, JSON on stdout.
+"""QueCC's speed against the algorithm run as published; the rows stand in notebook 05.
 
 Both run in turn in one process with the same weights, so the ratios hold on a busy machine; the LLM's
 question pass is in neither. Outputs are compared first.
@@ -6,8 +6,8 @@ question pass is in neither. Outputs are compared first.
 
 from __future__ import annotations
 
-import argparse
-import json
+import copy
+import math
 import statistics
 import time
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vtc.compressors import build
 from vtc.compressors.base import Features
+from vtc.profiles import Profile
 
 
 class Published(nn.Module):
@@ -63,48 +64,39 @@ def median_ratio(slow, fast, turns: int) -> tuple[float, float, float]:
     return statistics.median(a for a, _ in seconds), statistics.median(b for _, b in seconds), ratio
 
 
+def cases(p: Profile) -> list[dict]:
+    """The paper's widths (CLIP-L, a 7B LLM) on a 24 x 24 grid; at smoke the profile's own."""
+    small = p.name == "smoke"
+    widths = (p.tower.d, p.size(p.zoo_size).d) if small else (1024, 4096)
+    shape = {"batch": 8, "grid": p.g if small else 24, "d": widths[0], "d_question": widths[1]}
+    return [{"V": V, **shape, "questions": 8} for V in (1, 4, 16, 36)]
+
+
 @torch.no_grad()
-def compare(tokens: int, b=8, grid=24, d=1024, d_levels=4096, d_question=4096, questions=8, turns=5) -> dict:
+def measure(case: dict, turns: int = 5) -> dict[str, float]:
     """One V: seconds and ratios for one question, several an image, and bfloat16; largest difference."""
     torch.manual_seed(0)
-    old = Published(d, d_levels, d_question, grid, grid // int(tokens**0.5)).eval()
-    new = build("quecc", tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_question=d_question).eval()
+    V, b, grid, d, d_question = (case[name] for name in ("V", "batch", "grid", "d", "d_question"))
+    old = Published(d, 4 * d, d_question, grid, grid // math.isqrt(V)).eval()
+    new = build("quecc", tokens=V, grid=grid, d=d, d_levels=4 * d, d_question=d_question).eval()
     new.load_official(old.state_dict())
-    x, levels = torch.randn(b, grid**2, d), torch.randn(b, grid**2, d_levels)
-    text = torch.randn(b, questions, d_question)
-    features, small, ask = Features(x, levels), new.to(torch.bfloat16), text[:, 0]
-    new = build("quecc", tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_question=d_question).eval()
-    new.load_official(old.state_dict())
-    coarse = features.to(torch.bfloat16)
+    small = copy.deepcopy(new).to(torch.bfloat16)
+    features = Features(torch.randn(b, grid**2, d), torch.randn(b, grid**2, 4 * d))
+    text = torch.randn(b, case["questions"], d_question)
+    coarse, ask = features.to(torch.bfloat16), text[:, 0]
 
-    def published_each():
-        return torch.stack([old(x, levels, one) for one in text.unbind(1)], 1).flatten(0, 1)
+    def published(asked: Tensor) -> Tensor:
+        return old(features.last, features.levels, asked)
 
-    row = {"V": tokens, "difference": float((new(features, text) - published_each()).abs().max())}
+    def published_each() -> Tensor:
+        return torch.stack([published(one) for one in text.unbind(1)], 1).flatten(0, 1)
+
+    row = {"difference": float((new(features, text) - published_each()).abs().max())}
     for name, slow, fast, n in (
-        ("one", lambda: old(x, levels, ask), lambda: new(features, ask), turns),
-        ("many", published_each, lambda: new(features, text), max(1, turns // 3)),
+        ("one", lambda: published(ask), lambda: new(features, ask), turns),
+        ("many", published_each, lambda: new(features, text), max(1, turns // 2)),
         ("bf16", lambda: new(features, ask), lambda: small(coarse, ask.bfloat16()), turns),
     ):
         slow_s, fast_s, ratio = median_ratio(slow, fast, n)
         row |= {f"{name}_slow_s": slow_s, f"{name}_fast_s": fast_s, f"{name}_ratio": ratio}
-    return row
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m vtc.compressors.speed", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 36])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--questions", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5)
-    args = parser.parse_args()
-    rows = [compare(v, b=args.batch, questions=args.questions, turns=args.turns) for v in args.tokens]
-    print(
-        json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}, indent=1)
-    )
-
-
-if __name__ == "__main__":
-    main()
+    return row | {"threads": torch.get_num_threads()}

@@ -56,7 +56,7 @@ def first_token(clock: pd.DataFrame, p: Profile) -> alt.Chart:
     bars = base.mark_rule(opacity=0.6).encode(alt.Y("low_ms:Q", **y), y2="high_ms:Q")
     floor = base.mark_line(strokeDash=[4, 3], strokeWidth=1.3).encode(alt.Y("floor_ms:Q", **y))
     panel = (floor + bars + line).properties(width=300, height=280)
-    title = _title("Time to first token; dashed: the least it can take here", rows, p)
+    title = _title("Time to first token with QueCC; dashed: the least it can take here", rows, p)
     return panel.facet(column=alt.Column("batch:O", title="batch")).properties(title=title)
 
 
@@ -74,7 +74,7 @@ def shares(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Cha
         alt.Order("order:Q"),
         tooltip=["V", "stage", "median_ms"],
     )
-    title = _title(f"Stage by stage, {llm}, batch {batch}", rows, p)
+    title = _title(f"Stage by stage with QueCC, {llm}, batch {batch}", rows, p)
     return chart.properties(title=title, width=460, height=alt.Step(34))
 
 

@@ -40,7 +40,8 @@ def scaling(f: Fit, Q: float = 50.0) -> alt.LayerChart:
     law = f.law
     said = f"alpha {law.alpha:.4f}, beta {law.beta:.4f}, D {getattr(law, 'D', 0):.3f}, all computed"
     about = [said, "dashed: the (N, V) of least predicted error at every cost"]
-    title = {"text": f"Error against cost, {f.points.family}, Q = {Q:g}", "subtitle": about}
+    words = f"Error against cost, {f.points.family}, Q = {Q:g}: the paper's {f.n} points"
+    title = {"text": words, "subtitle": about}
     return (curve + front + dots).properties(title=title, width=460, height=320)
 
 

@@ -50,7 +50,7 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
         y=alt.Y("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False))
     )
     whiskers = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
-    title = alt.Title("Error falls with visual tokens and with the LLM", subtitle=figures.provenance(rows, p))
+    title = alt.Title("Error against visual tokens, one curve an LLM", subtitle=figures.provenance(rows, p))
     chart = (lines + whiskers).properties(width=330, height=260)
     return chart.facet(alt.Column("family:N", title=None, sort=list(FAMILIES.values()))).properties(
         title=title

@@ -79,7 +79,7 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     points = base.mark_point(size=70).encode(x=x, color=alt.Color("compressor:N", legend=None))
     bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=alt.Color("compressor:N", legend=None))
     zero = alt.Chart(frame).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
-    tests = f"{len(frame)} comparisons, 95 % intervals each by itself; Holm's correction is in the table"
+    tests = f"{len(frame)} comparisons, 95 % intervals each by itself"
     title = alt.Title(f"Paired by question, against {against}", subtitle=tests)
     chart = (zero + bars + points).properties(width=210, height=28 * frame["row"].nunique())
     return chart.facet(alt.Column("V:O", title="V")).properties(title=title)
@@ -92,18 +92,42 @@ COSTS = {
 
 
 def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerChart:
-    """Mean error over both families against a cost of one question, one line a compressor."""
+    """Mean error over both families against a cost of one question, one line a compressor, V at its ends."""
     heading, words = COSTS[cost]
     frame = rows.groupby(["compressor", "V"])[["error", cost]].mean().reset_index()
     base = alt.Chart(frame).encode(
-        x=alt.X(f"{cost}:Q", title=words, scale=alt.Scale(type="log", zero=False)),
+        x=alt.X(f"{cost}:Q", title=words, scale=alt.Scale(type="log", nice=False, padding=15)),
         y=alt.Y("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False)),
         color=alt.Color("compressor:N", title="compressor"),
     )
-    numbers = base.mark_text(dy=-10, fontSize=11).encode(text="V:O")
-    title = alt.Title(heading, subtitle=[figures.provenance(rows, p), "numbers: V"])
-    lines = base.mark_line(point=True).encode(order="V:Q")
+    ends = alt.FieldOneOfPredicate("V", [int(frame["V"].min()), int(frame["V"].max())])
+    numbers = base.mark_text(dy=-10, fontSize=11).encode(text="V:O").transform_filter(ends)
+    subtitle = [figures.provenance(rows, p), "numbers: the V at both ends of a line"]
+    lines = base.mark_line(point=True).encode(order="V:Q", tooltip=["compressor", "V", cost, "error"])
+    title = alt.Title(heading, subtitle=subtitle)
     return (lines + numbers).properties(title=title, width=430, height=300)
+
+
+def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerChart:
+    """Every compressor at every V (grey) by operations and error, and those that nothing cheaper equals.
+
+    best: from `vtc.compare.frontier`.
+    """
+    every = rows.groupby(["compressor", "V"])[["error", "mflop"]].mean().reset_index()
+    named = best.assign(name=best["compressor"] + " " + best["V"].astype(str))
+    apart = named["error"].diff().fillna(-1) < -0.01  # names of near points would cover each other
+    x = alt.X("mflop:Q", title=COSTS["mflop"][1], scale=alt.Scale(type="log", nice=False, padding=15))
+    y = alt.Y("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False))
+    grey = alt.Chart(every).mark_point(color="#999999", size=25).encode(x, y, tooltip=["compressor", "V"])
+    base = alt.Chart(named).encode(x, y)
+    words = base.mark_text(align="left", dx=8, dy=-6, fontSize=11).encode(text="name:N")
+    words = words.properties(data=named[apart])
+    subtitle = f"{len(named)} of {len(every)}: no other is as good for as little. " + figures.provenance(
+        rows, p
+    )
+    title = alt.Title("The whole zoo at equal operations", subtitle=subtitle)
+    line = base.mark_line(point=True, interpolate="step-after").encode(order="mflop:Q")
+    return (grey + line + words).properties(title=title, width=560, height=380)
 
 
 def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -137,13 +161,14 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 
 def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
-    """One image, and what each compressor's tokens take from each patch: a small map a compressor.
+    """One image, one question, and what each compressor's tokens take from each patch: a map a compressor.
 
-    frame: columns compressor, x, y, weight; image (pixels, pixels, 3).
+    frame: columns compressor, question, x, y, weight; image (pixels, pixels, 3).
     """
     greatest = frame.groupby(["compressor", "x", "y"])["weight"].max().reset_index()
     maps = _map(greatest, side=95).facet(alt.Facet("compressor:N", title=None), columns=6)
-    title = alt.Title("What a token takes from where", subtitle=f"profile {p.name}, one seed, one question")
+    asked = f"profile {p.name}, one seed; those that are steered were asked: {frame['question'].iloc[0]}"
+    title = alt.Title("What a token takes from where", subtitle=asked)
     return _beside_picture(image, maps, title)
 
 
