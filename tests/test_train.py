@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import vtc
 from vtc import data, evaluate, profiles, sweep, tower, train
@@ -158,6 +161,14 @@ def test_the_bank_packs_what_it_was_given():
     ]
 
 
+def test_the_bank_pads_questions_as_its_tokenizer_does():
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "<end>"
+    bank = train.Bank([data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer)
+    padded = bank.pack([[0, 1]], np.zeros(1, int)).questions[0]  # (2, 4)
+    assert (padded == tokenizer.pad_token_id).tolist() == [[False, False, True, True], [False] * 4]
+
+
 @pytest.mark.parametrize(
     "said, right, similarity",
     [("1 2 3", "1 2 3", 1), ("", "1 2", 0), ("1 3", "1 2 3", 2 / 3), ("3 2 1", "1 2 3", 1 / 3), ("", "", 1)],
@@ -210,6 +221,22 @@ def test_a_tower_sees_smaller_images(smoke):
     assert moved[0] > 1e-3 > moved[1:].max()
 
 
+def test_a_checkpoint_tower_also_gives_its_class_token(smoke, tmp_path):
+    vision = {"image_size": smoke.pixels, "layers": 2, "width": 32, "patch_size": 4, "head_width": 16}
+    text = {"context_length": 4, "vocab_size": 8, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save_file(open_clip.model.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
+    p = replace(smoke, tower=replace(smoke.tower, checkpoint=str(tmp_path)), run="checkpoint-tower")
+    eyes, out = tower.pretrained(p), []
+    eyes.visual.transformer.resblocks[1].register_forward_hook(lambda _, x, y: out.append(y[:, 0]))
+    images = torch.from_numpy(data.render(tower.images_of(p, "test"), "test", p.pixels, range(3)))
+    seen = eyes(images, selecting=True)
+    assert torch.equal(seen.cls, out[0])
+    assert torch.allclose(tower.features(p, "test", selecting=True).cls[:3].float(), seen.cls, atol=0.1)
+    assert tower.features(smoke, "test", selecting=True).cls is None
+
+
 def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
     case = train.Case("xs", 4, "quecc_distilled", 0)
     model, notes = train.train(smoke, case)
@@ -233,6 +260,44 @@ def test_compressors_without_training_go_the_whole_way(smoke, name):
     assert 0 <= sweep.measure(smoke, case)["error_reasoning"] <= 1
 
 
+@pytest.mark.parametrize(
+    "bad, good, said",
+    [
+        (train.Case("xs", 4, "fastv", 0), train.Case("m", 4, "fastv", 0), "layer 2"),
+        (
+            train.Case("m", 4, "fastv", 0, '{"layer": 3}'),
+            train.Case("xs", 4, "fastv", 0, '{"layer": 1}'),
+            "3",
+        ),
+        (train.Case("m", 7, "mqt_nested", 0), train.Case("m", 9, "mqt_nested", 0), "0 .*, 1, 4, 9, 16, 36"),
+    ],
+)
+def test_cases_that_would_fail_later_are_said_before_any_work(bad, good, said):
+    laptop = profiles.get("laptop")
+    train.check(laptop, good)
+    with pytest.raises(vtc.InputError, match=said):
+        train.check(laptop, bad)
+
+
+def test_each_training_has_a_folder_of_its_own(smoke):
+    case = train.Case("xs", 16, "m3", 0)
+    said = [[data.Conversation(Path("a.png"), (("what ?", answer),))] for answer in ("red", "blue")]
+    folders = [train.checkpoints(smoke, case, one) for one in (None, *said)]
+    assert folders[0].name == "m3-xs-V16-0" and len(set(folders)) == 3
+
+
+def test_a_compressor_trained_once_is_kept_for_its_options(smoke, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "_train", lambda p, case, every: asked.append(case.options) or 1 / 0)
+    for options in ("{}", '{"heads": 2}'):
+        kept = train.Case("xs", 1, "mqt_nested", 7, options)
+        with pytest.raises(ZeroDivisionError):
+            train.train(smoke, kept)
+        made = smoke.cache / f"mqt_nested-xs-7{'-heads2' if 'heads' in options else ''}"
+        (made / "every-V.safetensors").touch()
+    assert asked == ["{}", '{"heads": 2}']
+
+
 def vtc_says(*words, env=None):
     done = subprocess.run([sys.executable, "-m", "vtc", *words], capture_output=True, text=True, env=env)
     return done.returncode, done.stderr.strip()
@@ -254,7 +319,28 @@ def test_bad_words_get_one_line_and_exit_code_2(words, said, tmp_path):
     assert code == 2 and said in text and "\n" not in text
 
 
-def test_own_images_train_save_and_answer(smoke, tmp_path, monkeypatch):
+def test_own_data_train_a_nested_compressor_at_every_V(smoke, tmp_path, monkeypatch):
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
+    drawn = set()
+
+    def fit(model, stage, batch, folder):
+        drawn.update(int(batch(step)[2]) for step in range(9))
+        return {"loss": 0.0, "seconds": 1.0, "steps": 1}
+
+    monkeypatch.setattr(train, "fit", fit)
+    said = [data.Conversation(tmp_path / "a.png", (("what color ?", "red"), ("what ?", "red")))]
+    train.train_own(smoke, train.Case("xs", 16, "mqt_nested", 0), said)
+    assert drawn == set(train.served(smoke))
+
+
+def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_path):
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
+    said = [data.Conversation(tmp_path / "a.png", (("describe", "red"),))]
+    with pytest.raises(vtc.InputError, match="'describe': 1 tokens"):
+        train.train_own(smoke, train.Case("xs", 4, "quecc_shared", 0), said)
+
+
+def test_own_images_train_save_and_answer(smoke, tmp_path):
     """LLaVA's format in, a saved model out, its answers scored: the door for people's own images."""
     turns = [{"from": "human", "value": "<image>\nwhat color ?"}, {"from": "gpt", "value": "red"}]
     entries = []

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 import vtc
 from vtc import data, profiles, tower, train
 from vtc.compressors.base import Features
+from vtc.fast import Runner
 from vtc.llm import Norm, make_llm, make_tokenizer, swap_norms
 from vtc.vlm import NOBODY, SHARED, VLM, block_mask
 
@@ -29,6 +31,15 @@ def model(compressor: str = "tokenpacker", V: int = 4, **options) -> VLM:
     tokenizer = make_tokenizer()
     case = train.Case("test", V, compressor, 0, json.dumps(options))
     return train.assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
+
+
+def talkative(compressor: str, V: int = 4, **options) -> VLM:
+    """An untrained LLM repeats itself, its head being its embedding: this one's head is another."""
+    vlm = model(compressor, V, **options)
+    says = torch.randn(len(vlm.tokenizer), SIZE.d)
+    says[: vlm.tokenizer.eos_token_id] = 0  # padding and unknown words are not spoken
+    vlm.llm.lm_head.weight = torch.nn.Parameter(says)
+    return vlm
 
 
 def bank(n: int = 4) -> train.Bank:
@@ -72,13 +83,8 @@ def test_packed_questions_do_not_see_each_other():
 )
 def test_generate_says_what_training_would(compressor, V):
     """Greedy decoding with padding, caches and all questions at once, against training's pass over one."""
-    vlm, seen = model(compressor, V), features(5)
+    vlm, seen = talkative(compressor, V), features(5)
     vlm.config = replace(vlm.config, span=2)
-    says = torch.randn(
-        len(vlm.tokenizer), SIZE.d
-    )  # an untrained LLM repeats itself: its head is its embedding
-    says[: vlm.tokenizer.eos_token_id] = 0  # padding and unknown words are not spoken
-    vlm.llm.lm_head.weight = torch.nn.Parameter(says)
     asked = ["how many digits ?", "what shape is the red one ?", "read the digits ?", "describe ?"]
     asked.append("digit in first row second column ?")
     said = vlm.generate(seen, asked, max_new_tokens=3)
@@ -94,21 +100,25 @@ def test_generate_says_what_training_would(compressor, V):
 
 @pytest.mark.parametrize("compressor", ["tokenpacker", "llavamini_fused", *STEERED])
 def test_several_questions_an_image_are_answered_as_each_alone(compressor):
-    vlm, seen = model(compressor), features(2)
-    turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"]]
+    vlm, seen = talkative(compressor), features(3)
+    turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"], []]
     alone = [[vlm.generate(seen[i : i + 1], [q])[0] for q in asked] for i, asked in enumerate(turns)]
+    assert len({answer for said in alone for answer in said}) > 2
     assert vlm.generate(seen, turns) == alone
 
 
 def test_tokens_dropped_inside_the_llm():
     """FastV trains as identity does, and answers as it does where it keeps all."""
     asked, seen = ["describe ?", "what shape is the red one ?"], features(2)
-    whole, all_kept, few = model("identity", P.s), model("fastv", P.s, layer=1), model("fastv", 4, layer=1)
+    whole, all_kept = talkative("identity", P.s), talkative("fastv", P.s, layer=1)
+    few = talkative("fastv", 4, layer=1)
     for other in (all_kept, few):
         other.load_state_dict(whole.state_dict())
         packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
         assert answer_losses(other, packed, seen) == answer_losses(whole, packed, seen)
-    assert all_kept.generate(seen, asked) == whole.generate(seen, asked)
+    alone = [[m.generate(seen[i : i + 1], [q])[0] for i, q in enumerate(asked)] for m in (whole, few)]
+    assert len({*alone[0], *alone[1]}) > 2
+    assert [all_kept.generate(seen, asked), few.generate(seen, asked)] == alone
     lengths = []
     few.llm.model.layers[1].register_forward_hook(lambda _, x, y: lengths.append(y.shape[1]))
     few.generate(seen, asked, max_new_tokens=3)
@@ -129,9 +139,10 @@ def test_question_before_the_image_is_read_once():
 
 
 def test_generate_does_not_depend_on_its_neighbours():
-    vlm, seen = model(), features(3)
+    vlm, seen = talkative("tokenpacker"), features(3)
     asked = ["how many digits ?", "what is left of the red circle ?", "describe ?"]
     together = vlm.generate(seen, asked)
+    assert len(set(together)) == 3
     assert together == [vlm.generate(seen[i : i + 1], [q])[0] for i, q in enumerate(asked)]
 
 
@@ -183,20 +194,129 @@ def test_gradient_reaches_what_trains_and_nothing_else():
     assert moved == {"compressor"}  # TokenPacker ends at the LLM's width: it has no projector
 
 
-def test_saved_model_answers_alike(tmp_path):
-    vlm = model("quecc", 4)
+@pytest.mark.parametrize("compressor", ["llavamini_fused", *STEERED])
+def test_saved_model_answers_alike(compressor, tmp_path):
+    vlm = model(compressor, 4)
     vlm.tower[0] = tower.Tower(P.tower, P.pixels).eval().requires_grad_(False)
     vlm.save_pretrained(tmp_path)
     again = VLM.from_pretrained(tmp_path)
     images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
     asked = ["how many digits ?", "describe ?"]
     assert again.generate(images, asked) == vlm.generate(images, asked)
+    packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
+    with torch.no_grad():
+        wanted, found = (m.logits(packed, m.tower[0](images)) for m in (vlm, again))
+    assert torch.equal(wanted, found)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
 def test_folder_that_holds_no_model_is_said_in_one_line(tmp_path):
     with pytest.raises(vtc.InputError, match="no saved model"):
         VLM.from_pretrained(tmp_path)
+
+
+def no_projector(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "projector" not in k}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (no_projector, "has no projector.0.weight"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "no saved model"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no saved model"),
+    ],
+)
+def test_a_spoilt_model_is_said_in_one_line(spoil, said, tmp_path):
+    model("quecc").save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(vtc.InputError, match=said) as error:
+        VLM.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_saved_without_a_tower_does_not_answer_pixels(tmp_path):
+    model().save_pretrained(tmp_path)
+    images = torch.zeros(1, P.pixels, P.pixels, 3, dtype=torch.uint8)
+    with pytest.raises(vtc.InputError, match="give it a tower"):
+        VLM.from_pretrained(tmp_path).generate(images, ["describe ?"])
+
+
+@pytest.mark.parametrize(
+    "compressor, asked, misled, said",
+    [
+        ("quecc_shared", ["describe"], None, "'describe': 1 tokens"),
+        ("tokenpacker", [""], None, "0 tokens"),
+        ("tokenpacker", ["describe ?"] * 2, None, "1 images, 2 questions"),
+        ("quecc", ["describe ?"], ["describe ?"] * 2, "misled: 2 questions"),
+        ("quecc", [["describe ?"]], ["describe ?"], "misled: 1 questions"),
+        ("quecc_shared", ["describe ?"], ["how many ?"], "misled: quecc_shared"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_said_in_one_line(compressor, asked, misled, said):
+    with pytest.raises(vtc.InputError, match=said):
+        model(compressor).generate(features(1), asked, misled=misled)
+
+
+@pytest.mark.parametrize("asked", [[], [[]]])
+def test_nothing_asked_is_nothing_said(asked):
+    assert model().generate(features(1), asked) == asked
+
+
+@pytest.mark.parametrize("compressor", ["quecc", "quecc_light", "llavamini_fused"])
+def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor, tmp_path):
+    """Its own tokenizer, whose padding is not 0, its weights' type, and heads that share keys."""
+    tokenizer = make_tokenizer(("<more>", *data.WORDS[::-1]))
+    tokenizer.pad_token = "<more>"
+    tokenizer.save_pretrained(tmp_path)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **shape)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    size = profiles.LLMSize("own", d=32, layers=2, heads=4, d_ff=64, checkpoint=str(tmp_path))
+    vlm = train.build(replace(P, sizes=(size,)), train.Case("own", 4, compressor, 0)).eval()
+    assert vlm.tokenizer.pad_token_id == 3 and vlm.llm.dtype == torch.bfloat16
+    vlm.save_pretrained(tmp_path / "saved")
+    again, asked, seen = VLM.from_pretrained(tmp_path / "saved"), ["describe ?", "read ?"], features(2)
+    assert len(vlm.generate(seen, asked)) == len(again.generate(seen, asked)) == 2
+    rows = [data.Question(0, "own", q, "3") for q in ("describe ?", "read the digits ?")]
+    packed = train.Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
+    assert answer_losses(again, packed, seen) == pytest.approx(answer_losses(vlm, packed, seen), abs=0.02)
+
+
+def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
+    """The meta device stands for an accelerator, as far as it carries."""
+    vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]], np.zeros(1, int))
+    assert vlm.where(seen, ["describe ?", "read the digits ?"]).is_meta
+    monkeypatch.setattr(vlm, "_answers", lambda seen, *_: seen.last.is_meta)
+    assert vlm.generate(seen, ["describe ?"])
+    monkeypatch.setattr(vlm, "logits", lambda packed, seen: 1 / (packed.ids.is_meta - seen.last.is_meta))
+    with pytest.raises(ZeroDivisionError):  # both were moved
+        vlm(packed, seen)
+    images = torch.zeros(1, P.pixels, P.pixels, 3, dtype=torch.uint8)
+    assert tower.Tower(P.tower, P.pixels).to("meta")(images, selecting=True).keys.is_meta
+
+
+def test_padding_among_visual_tokens_is_not_seen(monkeypatch):
+    """Adaptive PruMerge: other padding changes neither what is learnt nor what is answered."""
+    vlm, eyes = talkative("prumerge", 16, adaptive=True), tower.Tower(P.tower, P.pixels)
+    images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
+    with torch.no_grad():
+        seen = eyes(images, selecting=True)
+    packed, asked = bank(2).pack([[0, 1], [2]], np.zeros(2, int)), ["describe ?", "how many digits ?"]
+    tokens, real = vlm.compressor.with_mask(seen)
+    assert not real.all() and real.any(1).all()
+    before = answer_losses(vlm, packed, seen), vlm.generate(seen, asked)
+    other = tokens.masked_fill(~real.unsqueeze(-1), 5.0)
+    monkeypatch.setattr(vlm, "visual", lambda *_: vlm.projector(other))
+    assert (answer_losses(vlm, packed, seen), vlm.generate(seen, asked)) == before
+
+
+def test_a_runner_decodes_no_further_than_its_cache():
+    runner = Runner(make_llm(SIZE, 20), tokens=8)
+    assert runner.generate(torch.zeros(1, 5, SIZE.d), 4).shape == (1, 4)
+    with pytest.raises(vtc.InputError, match="1 x 9 tokens"):
+        runner.generate(torch.zeros(1, 5, SIZE.d), 5)
 
 
 def test_swapped_norms_keep_weights_outputs_and_gradients():
@@ -235,13 +355,13 @@ def test_at_another_V_the_weights_are_the_same(compressor):
 
 @pytest.mark.parametrize("compressor", ["quecc", "quecc_light", "glances_steered"])
 def test_misled_by_the_question_itself_nothing_changes(compressor):
-    vlm, seen, asked = (
-        model(compressor),
-        features(3),
-        ["read the digits ?", "how many digits ?", "how many red ?"],
-    )
-    plain = vlm.generate(seen, asked, 4)
-    assert vlm.generate(seen, asked, 4, misled=asked) == plain
+    vlm, seen, logits = model(compressor), features(3), []
+    asked = ["read the digits ?", "how many digits ?", "how many red ?"]
+    vlm.llm.lm_head.register_forward_hook(lambda _, x, y: logits.append(y))
+    for misled in (None, asked, asked[::-1]):
+        vlm.generate(seen, asked, 1, misled)
+    assert torch.equal(logits[0], logits[1])
+    assert (logits[0] != logits[2]).any(-1).flatten().tolist() == [True, False, True]
     read = []
     vlm.visual = lambda features, questions: read.append(questions) or VLM.visual(vlm, features, questions)
     vlm.generate(seen, asked, 4, misled=asked[::-1])

@@ -58,6 +58,7 @@ def answers(
 
     misled: the compressor reads a question of another task, the LLM the one that is asked.
     """
+    on = model.device.type
     features, said = tower.features(p, "test", **model.compressor.of_tower), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
@@ -67,7 +68,7 @@ def answers(
         part = [asked[i] for i in order[start : start + batch]]
         read = other[start : start + batch] if misled else None
         seen = features[torch.tensor([q.image for q in part])].to(torch.float32)
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+        with torch.autocast(on, torch.bfloat16, enabled=BF16 or on == "cuda"):
             said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS, read)
     back = np.empty(len(order), object)
     back[order] = said
@@ -89,7 +90,7 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "questions"):
         files, texts, right = zip(*talks[start : start + 32])
-        features = tower.of_files(model.tower[0], list(files), **model.compressor.of_tower)
+        features = tower.of_files(model.eyes(), list(files), **model.compressor.of_tower)
         longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
         for answer, truth in zip(model.generate(features, list(texts), longest), right):
             exact.append(answer == truth)

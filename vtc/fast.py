@@ -249,15 +249,16 @@ class Runner:
         y = norm(x, layer.norm2, self.eps)
         return layer.down.plus(layer.up.times(y, layer.gate.swish(y)), x)
 
+    def _check(self, b: int, tokens: int) -> None:
+        if tokens > self.tokens or b > self.batch:
+            raise InputError(f"{b} x {tokens} tokens: this runner was built for {self.batch} x {self.tokens}")
+
     @torch.no_grad()
     def prefill(self, embedded: Tensor, past: int = 0) -> Tensor:
         """embedded (b, t, d), after `past` tokens already in the cache -> last hidden state (b, d), normed
         (on a CPU without the norm's scale, which the head holds)."""
         b, t, _ = embedded.shape
-        if past + t > self.tokens or b > self.batch:
-            raise InputError(
-                f"{b} x {past + t} tokens: this runner was built for {self.batch} x {self.tokens}"
-            )
+        self._check(b, past + t)
         if (
             self.device.type == "cpu" and b == 1 and t > ROWS
         ):  # positions after the last change nothing before it
@@ -318,6 +319,7 @@ class Runner:
     @torch.no_grad()
     def decode(self, steps: int, past: int, batch: int = 1) -> Tensor:
         """`steps` more tokens after the one in `ids`, `past` tokens being in the cache -> (b, steps)."""
+        self._check(batch, past + steps)
         tokens = torch.empty(batch, steps, dtype=torch.long, device=self.device)
         for i in range(steps):
             if self.graph:

@@ -11,6 +11,7 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -33,6 +34,21 @@ def make_tokenizer(words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFa
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
 
 
+def tokenizer_of(size: LLMSize, words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFast:
+    """What the LLM of that size reads: its checkpoint's own tokens or, without one, these words."""
+    return _loaded(AutoTokenizer, size.checkpoint) if size.checkpoint else make_tokenizer(words)
+
+
+def _loaded(what: type, checkpoint: str, **options: str):
+    try:
+        return what.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError) as e:
+        problem = str(e).splitlines()[0]
+        raise InputError(
+            f"LLM {checkpoint!r} could not be loaded ({problem}); give a hub id or folder"
+        ) from None
+
+
 def written_out(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: object
 ):
@@ -41,6 +57,8 @@ def written_out(
     On a CPU the fused attention's backward pass takes three to five times as long (heads 16 to 64 wide, 116
     tokens), and transformers' own "eager" a sixth of a whole training step more, for its softmax in float32.
     """
+    if k.shape[1] < q.shape[1]:  # grouped queries: several heads share a key and a value
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     weights = (q * scaling) @ k.transpose(2, 3)  # (b, heads, t, t)
     if mask is not None:
         weights += mask  # in place: no product's gradient needs what it gave
@@ -94,13 +112,7 @@ class _RMS(torch.autograd.Function):
 def make_llm(size: LLMSize, vocabulary: int) -> Qwen2ForCausalLM:
     """The LLM of that size: its checkpoint's weights, or fresh ones with attention written out."""
     if size.checkpoint:
-        try:
-            return AutoModelForCausalLM.from_pretrained(size.checkpoint, attn_implementation="sdpa")
-        except OSError as e:
-            problem = str(e).splitlines()[0]
-            raise InputError(
-                f"LLM {size.checkpoint!r} could not be loaded ({problem}); give a hub id or folder"
-            ) from None
+        return _loaded(AutoModelForCausalLM, size.checkpoint, attn_implementation="sdpa")
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=size.d, intermediate_size=size.d_ff, num_hidden_layers=size.layers,
         num_attention_heads=size.heads, num_key_value_heads=size.heads, tie_word_embeddings=True,

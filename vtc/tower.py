@@ -46,9 +46,11 @@ class Tower(nn.Module):
     def forward(self, images: Tensor, selecting: bool = False, side: int | None = None) -> Features:
         """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels).
 
-        selecting: also what the training-free selectors read of the layer of `last`: attention (b, heads, s)
-        and keys (b, s, heads, d / heads). side: the images are shrunk to so many patches a side first.
+        selecting: also what the training-free selectors read of the layer of `last`: attention (b, heads, s),
+        keys (b, s, heads, d / heads) and a checkpoint's class token (b, d). side: the images are shrunk to so
+        many patches a side first.
         """
+        images = images.to(self.mean.device)
         x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
         if side is not None:
             return self._smaller(side)._of(_shrunk(x, side * self.size.patch), selecting)
@@ -70,10 +72,12 @@ class Tower(nn.Module):
         with hook:
             out = self.visual.forward_intermediates(
                 x.to(self.visual.conv1.weight.dtype), indices=[i - 1 for i in self.size.levels],
-                stop_early=True, intermediates_only=True, output_fmt="NLC",
+                stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True,
             )  # fmt: skip
         levels = torch.cat(out["image_intermediates"], -1)  # (b, s, d * levels)
         more = self._selecting(read[0], block.attn) if selecting else {}
+        if selecting and self.size.checkpoint:
+            more["cls"] = out["image_intermediates_prefix"][-1][:, 0]  # (b, d)
         return Features(levels=levels, last=levels[..., -self.size.d :], **more)
 
     def _selecting(self, x: Tensor, attn: nn.MultiheadAttention) -> dict[str, Tensor]:
@@ -211,7 +215,7 @@ def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, floa
     scenes = data.make_scenes(p.images_test, "test", seed=2)
     images = torch.from_numpy(data.render(scenes, "test", p.pixels))
     form, tint = map(torch.from_numpy, data.dense_labels(scenes, p.g))
-    logits = torch.cat([head(tower(part).levels) for part in images.split(256)])
+    logits = torch.cat([head(tower(part).levels).cpu() for part in images.split(256)])
     right, hue = logits[..., :FORMS].argmax(-1) == form, logits[..., FORMS:].argmax(-1) == tint
     shape, digit = (form > 0) & (form <= len(data.SHAPES)), form > len(data.SHAPES)
     return {"shape": right[shape].float().mean().item(), "color": hue[shape].float().mean().item(),
@@ -225,7 +229,8 @@ def features(p: Profile, split: str, selecting: bool = False, side: int | None =
     """
     name = "features" if side is None else f"features-{side}"
     levels = _kept(p, split, name, ("levels",), side)["levels"]  # (n, s, d_levels)
-    more = _kept(p, split, "selecting", ("attention", "keys")) if selecting else {}
+    parts = ("attention", "keys", "cls") if p.tower.checkpoint else ("attention", "keys")
+    more = _kept(p, split, "selecting", parts) if selecting else {}
     return Features(levels=levels, last=levels[..., -p.tower.d :], **more)
 
 

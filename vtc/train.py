@@ -6,6 +6,7 @@ Every cell of the sweep has the same data, order and steps; only N, V, the compr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,12 +18,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer
 
 from vtc import InputError, compressors, data, profiles, tower
 from vtc.compressors.base import Features
 from vtc.compressors.distil import Guided
-from vtc.llm import make_llm, make_tokenizer
+from vtc.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.loop import Stage, fit, once, save_whole
 from vtc.profiles import LLMSize, Profile
 from vtc.vlm import NOBODY, VLM, Packed, VLMConfig
@@ -45,7 +45,7 @@ class Bank:
     def __init__(
         self, questions: list[data.Question], tokenizer, told: list[list[str]] | None = None
     ) -> None:
-        end = tokenizer.eos_token_id
+        end, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         texts = list(
             dict.fromkeys(t for q in questions for t in (q.text, q.answer))
         )  # few differ; tokenise each once
@@ -78,7 +78,7 @@ class Bank:
         m, q = max(map(len, chosen)), max(self.starts[j] for rows in chosen for j in rows)
         ids, segment = np.zeros((b, t), np.int64), np.full((b, t), NOBODY)
         position, weight = np.zeros((b, t), np.int64), np.zeros((b, t), np.float32)
-        questions = np.zeros((b, m, q), np.int64)
+        questions = np.full((b, m, q), self.pad)
         for i, rows in enumerate(chosen):
             at = 0
             for k, j in enumerate(rows):
@@ -106,9 +106,10 @@ def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
 
 
 def _told(scenes: list[list[str]], tokenizer) -> np.ndarray:
-    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words; 0 is padding."""
+    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words, padded."""
     words = {w: tokenizer(w)["input_ids"] for scene in scenes for w in scene}
-    ids = np.full((len(scenes), max(map(len, scenes)), 2), tokenizer.pad_token_id)
+    longest = max(map(len, words.values()))  # two with our own tokenizer
+    ids = np.full((len(scenes), max(map(len, scenes)), longest), tokenizer.pad_token_id)
     for i, scene in enumerate(scenes):
         for j, word in enumerate(scene):
             ids[i, j, : len(words[word])] = words[word]
@@ -170,7 +171,8 @@ def part(p: Profile, case: dict) -> dict[str, float]:
     """Train one of `parts` -> row: a tower's shares of patches named right, an LLM's loss on unseen text."""
     if case["part"] == "tower":
         return tower.accuracy(p)
-    tokenizer, size = make_tokenizer(), p.size(case["size"])
+    size = p.size(case["size"])
+    tokenizer = tokenizer_of(size)
     model = TextModel(text_llm(p, size, case["seed"]), tokenizer).eval()
     bank = text_bank(p, tokenizer, seed=8)
     with torch.no_grad():
@@ -180,8 +182,8 @@ def part(p: Profile, case: dict) -> dict[str, float]:
 
 def build(p: Profile, case: Case) -> VLM:
     """The model of that case before it has seen an image: text-trained LLM, new compressor and projector."""
-    llm = text_llm(p, p.size(case.size), case.seed)
-    return assemble(p, case, llm, make_tokenizer())
+    size = p.size(case.size)
+    return assemble(p, case, text_llm(p, size, case.seed), tokenizer_of(size))
 
 
 def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
@@ -202,7 +204,7 @@ def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
 
 def _train_once(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     """As `train`, with weights that serve every V: trained by the first case that needs them, and kept."""
-    done = p.cache / f"{case.compressor}-{case.size}-{case.seed}" / "every-V.safetensors"
+    done = _folder(p, case) / "every-V.safetensors"
     with once(done) as missing:
         if missing:
             first = replace(case, V=max(served(p)))
@@ -233,12 +235,15 @@ def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, di
     return teach(p, case, model, features, *banks, every)
 
 
-def teach(p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=()):
+def teach(
+    p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=(), said=None
+) -> tuple[VLM, dict[str, float]]:
     """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too).
 
     every: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
+    said: people's own data, see `checkpoints`.
     """
-    r, folder, d = p.recipe, checkpoints(p, case), model.llm.config.hidden_size
+    r, folder, d = p.recipe, checkpoints(p, case, said), model.llm.config.hidden_size
 
     def batches(bank: Bank, stage: int, pack: int, budgets: tuple[int, ...]) -> Callable[[int], tuple]:
         def batch(step: int) -> tuple:
@@ -267,12 +272,16 @@ def teach(p: Profile, case: Case, model: VLM, features: Features, described: Ban
     }
 
 
-def checkpoints(p: Profile, case: Case) -> Path:
-    """Where the stages of a case keep their checkpoints until its row is written."""
+def checkpoints(p: Profile, case: Case, said: list[data.Conversation] | None = None) -> Path:
+    """Where the stages of a case keep their checkpoints until its row is written; own data, their own."""
+    own = hashlib.sha256(repr(said).encode()).hexdigest()[:8] if said else ""
+    return _folder(p, case, f"V{case.V}", own)
+
+
+def _folder(p: Profile, case: Case, V: str = "", own: str = "") -> Path:
     options = "".join(c for c in case.options if c.isalnum())
-    return p.cache / "-".join(
-        filter(None, [case.compressor, case.size, f"V{case.V}", str(case.seed), options])
-    )
+    words = case.compressor, case.size, V, str(case.seed), options, own
+    return p.cache / "-".join(filter(None, words))
 
 
 def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
@@ -285,19 +294,16 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     if not talks:
         raise InputError('no entry has an image: expected at least one with the field "image"')
     asked = [data.Question(i, "own", q, a) for i, c in enumerate(talks) for q, a in c.turns]
-    if size.checkpoint:
-        tokenizer = AutoTokenizer.from_pretrained(size.checkpoint)
-    else:
-        tokenizer = make_tokenizer(
-            tuple(dict.fromkeys(" ".join(f"{q.text} {q.answer}" for q in asked).split()))
-        )
+    words = " ".join(f"{q.text} {q.answer}" for q in asked).split()
+    tokenizer = tokenizer_of(size, tuple(dict.fromkeys(words)))
     torch.manual_seed(case.seed)
     eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
-    model.tower[0] = eyes
+    model.tower[0], bank = eyes, Bank(asked, tokenizer)
+    model.check_questions([q.text for q in asked], bank.starts)
     features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
-    bank = Bank(asked, tokenizer)
-    return teach(p, case, model, features, bank, bank)
+    every = served(p) if case.V and case.compressor in compressors.TRAINED_ONCE else ()
+    return teach(p, case, model, features, bank, bank, every, said)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -330,7 +336,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         model, notes = train_own(p, case, said)
     model.save_pretrained(args.out)
-    shutil.rmtree(checkpoints(p, case), ignore_errors=True)
+    shutil.rmtree(checkpoints(p, case, said), ignore_errors=True)
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
           f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
     return 0
@@ -345,3 +351,13 @@ def check(p: Profile, case: Case) -> None:
         raise InputError(
             f"V = {case.V}: a {p.g} x {p.g} grid and {case.compressor} can give 0 (no image), {there}"
         )
+    if case.V and compressors.find(case.compressor).cost_class == "D":
+        options, layers = json.loads(case.options), p.size(case.size).layers
+        first = compressors.build(case.compressor, tokens=case.V, grid=p.g, d=p.tower.d, **options).layer
+        if first >= layers:
+            raise InputError(
+                f"{case.compressor} drops tokens at layer {first}: take an LLM of more than {layers}"
+            )
+    elif case.V and case.compressor in compressors.TRAINED_ONCE and case.V not in served(p):
+        there = ", ".join(map(str, served(p)))
+        raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for 0 (no image), {there}")

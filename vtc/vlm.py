@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,6 +89,18 @@ class VLM(nn.Module):
         self.tower = [tower]  # in a list: frozen, and saved apart, so not among the parameters
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is; what it is given is moved there."""
+        return self.llm.get_input_embeddings().weight.device
+
+    def _here(self, features: Features | None) -> Features | None:
+        """Features on the model's device, in the compressor's precision; the LLM's may be another."""
+        if features is None:
+            return None
+        weights = (w for part in (self.compressor, self.projector) for w in part.parameters())
+        return features.to(self.device, next((w.dtype for w in weights), None))
+
+    @property
     def V(self) -> int:
         """Visual tokens that enter the LLM for each image; cost class D drops some of them only inside."""
         return self.config.grid**2 if self.compressor.cost_class == "D" else self.compressor.tokens
@@ -139,17 +152,18 @@ class VLM(nn.Module):
     def where(self, features: Features, questions: list[str]) -> Tensor:
         """Where each visual token of one image looks as the question changes: (m, V, s), rows add up to 1."""
         ids = self.tokenizer(questions, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+        features = self._here(features)
         if not self.compressor.needs_question:
             return self.compressor.where(features).expand(len(questions), -1, -1)
         rows = []
-        for one in ids:
+        for one in ids.to(self.device):
             asked, mask = self.read(one[None, None])
-            rows.append(self.compressor.where(features, asked, **mask))  # (1, V, s)
+            rows.append(self.compressor.where(features, asked.to(features.last), **mask))  # (1, V, s)
         return torch.cat(rows)
 
     def steered(self, features: Features, asked: Tensor, **mask: Tensor) -> Tensor:
         """Visual tokens (b, m V, d_llm), given what the compressor reads of m questions an image."""
-        z = self.projector(self.compressor(features, asked, **mask))  # (b m, V, d_llm)
+        z = self.projector(self.compressor(features, asked.to(features.last), **mask))  # (b m, V, d_llm)
         return z.view(len(asked), -1, z.shape[-1])
 
     @torch.no_grad()
@@ -174,6 +188,7 @@ class VLM(nn.Module):
 
         V: for this batch alone, see `at`.
         """
+        packed, features = packed.to(self.device), self._here(features)
         weight, model = packed.weight[:, 1:], self if V is None else self.at(int(V))
         said = weight > 0
         losses = F.cross_entropy(model.logits(packed, features), packed.ids[:, 1:][said], reduction="none")
@@ -215,7 +230,10 @@ class VLM(nn.Module):
         order = torch.arange(before.shape[1], device=before.device).expand(len(before), -1)
         place, text = self.places(order), packed.position
         if not self.compressor.needs_question:
-            return before, torch.full_like(order, SHARED), place, text + self.after
+            whose = torch.full_like(order, SHARED)
+            if not self.compressor.exact_count:
+                whose = whose.masked_fill(~self.compressor.with_mask(features)[1], NOBODY)
+            return before, whose, place, text + self.after
         whose = order // max(self.V, 1)
         if not self.question_first:
             return before, whose, place, text + self.after
@@ -243,26 +261,51 @@ class VLM(nn.Module):
         Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
         misled: a control; the compressor reads these b questions, the LLM the others.
         """
+        if not questions:
+            return []
+        self._check(features, questions, misled)
         if isinstance(features, Tensor):
-            features = self._tower()(features, **self.compressor.of_tower)
-        if not questions or isinstance(questions[0], str):
+            features = self.eyes()(features, **self.compressor.of_tower)
+        features = self._here(features)
+        if isinstance(questions[0], str):
             return self._answers(features, [[q] for q in questions], max_new_tokens, misled)
-        m = max(map(len, questions))
-        flat = self._answers(
-            features, [[*turns, *[""] * (m - len(turns))] for turns in questions], max_new_tokens
-        )
+        longest = max(questions, key=len)  # its last questions fill the shorter lists, unheard
+        if not longest:
+            return [[] for _ in questions]
+        m, filled = len(longest), [[*turns, *longest[len(turns) :]] for turns in questions]
+        flat = self._answers(features, filled, max_new_tokens)
         return [flat[i * m : i * m + len(turns)] for i, turns in enumerate(questions)]
+
+    def _check(self, images: Features | Tensor | None, questions: list, misled: list[str] | None) -> None:
+        if images is not None and len(images) != len(questions):
+            raise InputError(
+                f"{len(images)} images, {len(questions)} questions: give one, or one list of them, an image"
+            )
+        if misled is not None and self.question_first:
+            raise InputError(
+                f"misled: {self.config.compressor} reads it where the LLM does; use one such as quecc"
+            )
+        if misled is not None and (not isinstance(questions[0], str) or len(misled) != len(questions)):
+            raise InputError(f"misled: {len(misled)} questions; give one for each image, asked one question")
+
+    def check_questions(self, questions: list[str], tokens: list[int]) -> None:
+        """Raise `InputError` where a question has too few tokens to be asked."""
+        least = 1 + self.question_first
+        for question, n in zip(questions, tokens):
+            if n < least:
+                raise InputError(
+                    f"question {question!r}: {n} tokens, {self.config.compressor} needs at least {least}"
+                )
 
     def _answers(
         self, features: Features | None, turns: list[list[str]], max_new_tokens: int, misled=None
     ) -> list[str]:
         """Answers to m questions for each of b images, b m in all, image by image."""
         embed = self.llm.get_input_embeddings()
-        flat, m = [q for asked in turns for q in asked], max(map(len, turns), default=1)
-        asked = self.tokenizer(flat, padding=True, padding_side="left", return_tensors="pt").to(
-            embed.weight.device
-        )
+        flat, m = [q for asked in turns for q in asked], len(turns[0])
+        asked = self.tokenizer(flat, padding=True, padding_side="left", return_tensors="pt").to(self.device)
         ids, real = asked["input_ids"], asked["attention_mask"]  # (b m, q)
+        self.check_questions(flat, real.sum(1).tolist())
         position = (real.cumsum(1) - 1).clamp_min(0)
         if not self.V:
             return self._decode(embed(ids), real, position, max_new_tokens)
@@ -282,7 +325,10 @@ class VLM(nn.Module):
             read = misled or flat
             right = self.tokenizer(read, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
             z, start = self.visual(features, right.to(ids.device).view(len(turns), m, -1)), 0
-            seen = torch.cat([real.new_ones(len(flat), self.V), real], 1)
+            tokens = real.new_ones(len(flat), self.V)
+            if not self.compressor.exact_count:
+                tokens = self.compressor.with_mask(features)[1].repeat_interleave(m, 0)
+            seen = torch.cat([tokens, real], 1)
         z = z.view(len(flat), self.V, -1) if self.compressor.needs_question else z.repeat_interleave(m, 0)
         words = embed(ids)
         if self.compressor.fuses:
@@ -317,7 +363,8 @@ class VLM(nn.Module):
         texts = self.tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _tower(self) -> Tower:
+    def eyes(self) -> Tower:
+        """The tower; raises InputError where there is none."""
         if self.tower[0] is None:
             raise InputError(
                 "this model was built on cached features: give it a tower to answer about pixels"
@@ -351,10 +398,11 @@ class VLM(nn.Module):
         try:
             config = VLMConfig(**json.loads((folder / "config.json").read_text()))
             weights = load_file(folder / "model.safetensors")
-        except (OSError, TypeError, ValueError) as e:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        except (OSError, TypeError, ValueError, SafetensorError) as e:
             found = str(e).splitlines()[0]
             raise InputError(
-                f"{folder}: no saved model ({found}); expected config.json and model.safetensors"
+                f"{folder}: no saved model ({found}); expected config.json, model.safetensors, tokenizer.json"
             ) from None
         llm = swap_norms(
             AutoModelForCausalLM.from_config(
@@ -362,18 +410,18 @@ class VLM(nn.Module):
             )
         )
         size = TowerSize(**{**config.tower, "levels": tuple(config.tower["levels"])})
-        tower = (
-            load_checkpoint(size.checkpoint, size.levels)
-            if size.checkpoint
-            else Tower(size, config.grid * size.patch)
-        )
+        model = cls(config, llm, tokenizer)
         inside = {k.removeprefix("tower."): v for k, v in weights.items() if k.startswith("tower.")}
-        if inside:
-            tower.load_state_dict(inside)
-        model = cls(
-            config, llm, PreTrainedTokenizerFast.from_pretrained(folder), tower.eval().requires_grad_(False)
-        )
-        model.load_state_dict({k: v for k, v in weights.items() if not k.startswith("tower.")}, strict=False)
+        outside = {k: v for k, v in weights.items() if not k.startswith("tower.")}
+        missing = model.load_state_dict(outside, strict=False).missing_keys
+        if size.checkpoint:
+            model.tower[0] = load_checkpoint(size.checkpoint, size.levels)
+        elif inside:
+            tower = model.tower[0] = Tower(size, config.grid * size.patch).eval().requires_grad_(False)
+            missing += tower.load_state_dict(inside, strict=False).missing_keys
+        for name in missing:
+            if name != "llm.lm_head.weight" or not model._tied:
+                raise InputError(f"{folder}: model.safetensors has no {name}; save the model again")
         llm.tie_weights()
         return model.eval()
 
