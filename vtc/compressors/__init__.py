@@ -10,6 +10,7 @@ or pass a class of your own to `register`.
 from __future__ import annotations
 
 from importlib import import_module
+from numbers import Integral
 
 from vtc import InputError
 
@@ -79,11 +80,11 @@ def register(name: str, cls: type, **options) -> None:
 
 
 def entry(name: str) -> tuple[str, dict]:
-    """`name` -> its class's name and the options it stands for; `InputError` lists the names there are."""
+    """`name` -> its class's name (of your own: dotted) and its options; `InputError` lists all names."""
     if name not in REGISTRY:
         raise InputError(f"unknown compressor '{name}': use one of {', '.join(names())}")
     module, cls, options = REGISTRY[name]
-    return (cls if isinstance(module, str) else module.__name__), options
+    return (cls if isinstance(module, str) else f"{module.__module__}.{module.__name__}"), options
 
 
 def find(name: str) -> type:
@@ -109,6 +110,9 @@ def build(
     that does not fit.
     """
     cls, (_, preset) = find(name), entry(name)
+    for what, given, least in (("tokens", tokens, 0), ("grid", grid, 1), ("d", d, 1)):
+        if not isinstance(given, Integral) or given < least:
+            raise InputError(f"compressor '{name}': {what} must be a whole number >= {least}, got {given!r}")
     if tokens == 0:
         name, cls, preset, options = "none", find("none"), {}, {}
     shape = dict(tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_llm=d_llm, d_question=d_question)

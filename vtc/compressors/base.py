@@ -67,6 +67,7 @@ class Compressor(nn.Module):
     ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
     fuses = False  # True: text is read with the patches before the LLM, see `prefusion.py`
     nested = False  # True: the same weights serve every V, see `at`
+    question_source: str | None = "llm_last"  # where the question's vector comes from, see `QueCC`
     aligns_at: int | None = None  # V of the align stage where it is another, see `at`
     exact_count = True  # False: some of the V tokens may be padding, see `with_mask`
 
@@ -124,23 +125,26 @@ class Compressor(nn.Module):
 
     def check(self, features: Features, question: Tensor | None, **extra) -> None:
         """Raise `InputError` where the features or the question lack what this compressor reads."""
-        b, s, d = features.last.shape
-        if s != self.side**2 or d != self.d:
-            raise InputError(
-                f"{self.name} was built for {self.side} x {self.side} patches of width {self.d}, "
-                f"got {s} of width {d}"
-            )
-        for part in ("levels", "attention", "keys"):
-            if getattr(self, f"needs_{part}") and getattr(features, part) is None and "kv" not in extra:
+        b, s, d_levels = len(features), self.side**2, self.d_levels if self.needs_levels else None
+        shapes = {
+            "last": (b, s, self.d),
+            "levels": (b, s, d_levels),
+            "attention": (b, None, s),
+            "keys": (b, s, None, None),
+        }
+        who = f"{self.name} for {self.side} x {self.side} patches"
+        for part, shape in shapes.items():
+            given = getattr(features, part)
+            if given is not None:
+                expect(who, f"features.{part}", given, shape)
+            elif getattr(self, f"needs_{part}") and "kv" not in extra:
                 raise InputError(f"{self.name} reads features.{part}, which this tower did not give")
         if not self.needs_question:
             return
         if question is None:
             raise InputError(f"{self.name} needs the question: pass question=(batch, {self.d_question})")
-        if question.shape[0] != b or question.shape[-1] != self.d_question:
-            raise InputError(
-                f"{self.name} needs a question of shape ({b}, {self.d_question}), got {tuple(question.shape)}"
-            )
+        one = (b, None, self.d_question) if self.question_source == "embeddings" else (b, self.d_question)
+        expect(self.name, "a question", question, one, (b, None, *one[1:]))
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -150,19 +154,23 @@ class Compressor(nn.Module):
         tokens = self(features, question)
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def where(self, features: Features, question: Tensor | None = None, **extra) -> Tensor:
         """Where each visual token looks: (b, V, s), rows add up to 1 (what the notebook draws).
 
         The default is the size of the token's gradient with respect to each patch, so it works for any
         compressor; those with an attention map of their own return that instead.
         """
-        with torch.enable_grad():
-            features = features.map(lambda part: part.detach().float().requires_grad_())
-            read = [part for part in (features.last, features.levels) if part is not None]
-            rows = []
-            for token in self(features, question).unbind(1):  # (b, d_out)
-                slopes = torch.autograd.grad(token.square().sum(), read, retain_graph=True, allow_unused=True)
-                rows.append(sum(slope.square().sum(-1) for slope in slopes if slope is not None).sqrt())
+        kind = next((p.dtype for p in self.parameters()), torch.float32)
+        # clones, for what was made in inference mode has no gradients
+        features = features.map(lambda part: part.clone().to(kind).detach().requires_grad_())
+        question = None if question is None else question.clone().to(kind)
+        read = [part for part in (features.last, features.levels) if part is not None]
+        rows = []
+        for token in self(features, question, **extra).unbind(1):  # (b, d_out)
+            slopes = torch.autograd.grad(token.square().sum(), read, retain_graph=True, allow_unused=True)
+            rows.append(sum(slope.float().square().sum(-1) for slope in slopes if slope is not None).sqrt())
         seen = torch.stack(rows, 1)  # (b, V, s)
         return seen / seen.sum(-1, keepdim=True).clamp_min(1e-12)
 
@@ -197,6 +205,26 @@ class Windows(Compressor):
     def k(self) -> int:
         """Patches along a window's side."""
         return self.grid // self.n
+
+
+def expect(who: str, what: str, x: Tensor, *shapes: tuple) -> None:
+    """Raise `InputError` unless x has one of these shapes; None in one stands for any size."""
+    for shape in shapes:
+        if x.dim() == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape)):
+            return
+    sizes = ", ".join("*" if n is None else str(n) for n in shapes[0])
+    raise InputError(f"{who} needs {what} of shape ({sizes}), got {tuple(x.shape)}")
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Raise `InputError` where attention heads do not divide the width."""
+    if heads < 1 or width % heads:
+        raise InputError(f"{heads} heads do not divide the width {width}: pass heads=... that do")
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """(b or 1, t, d) at (b, n) -> (b, n, d)."""
+    return x.expand(len(index), -1, -1).gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def windows(x: Tensor, n: int) -> Tensor:

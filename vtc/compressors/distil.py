@@ -60,7 +60,10 @@ class Distil(nn.Module):
 
 
 class Guided(nn.Module):
-    """A model in training whose compressor's tokens should also let the patches be guessed."""
+    """A model in training whose compressor's tokens should also let the patches be guessed.
+
+    It passes no interest, so ETC's weighting by S is left out in `quecc_distilled` and `lookup_distilled`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

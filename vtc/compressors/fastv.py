@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc import InputError
-from vtc.compressors.base import Compressor, Features
+from vtc.compressors.base import Compressor, Features, pick
 
 
 def rank(row: Tensor, image: Tensor, keep: int, shared: bool = False) -> Tensor:
@@ -41,11 +41,6 @@ def survivors(ranked: Tensor, image: Tensor) -> Tensor:
     return stay.nonzero()[:, 1].view(len(stay), -1)
 
 
-def pick(x: Tensor, index: Tensor) -> Tensor:
-    """(b or 1, t, c) at (b, n) -> (b, n, c)."""
-    return x.expand(len(index), -1, -1).gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
 class FastV(Compressor):
     """Hands all s patches over; `inside(layers, image)` lets V of them live on from the LLM's layer K.
 
@@ -66,10 +61,6 @@ class FastV(Compressor):
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last
-
-    def equivalent_tokens(self, layers: int) -> float:
-        """Visual tokens of an LLM of `layers` layers that cost the same: (K s + (L - K) V) / L."""
-        return (self.layer * self.grid**2 + (layers - self.layer) * self.tokens) / layers
 
     @contextmanager
     def inside(self, layers, image: Tensor):

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtc import InputError
 from vtc.compressors.base import Features, Windows, mlp2x, unwindows, windows
-from vtc.compressors.question import QuestionPool
+from vtc.compressors.question import QuestionPool, check_source
 
 
 def spread(glances: int, k: int) -> Tensor:
@@ -43,6 +44,9 @@ class Glances(Windows):
     def __init__(self, *, glances=32, width=None, each=None, steered=False, every=False,
                  source="embeddings", **shape):  # fmt: skip
         super().__init__(**shape)
+        check_source(self.name, source)
+        if glances < 1:
+            raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
         width = width or self.d
         each = each or max(4, width // 8)
         self.needs_question, self.question_source, self.nested = steered, source, every

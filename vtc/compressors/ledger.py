@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vtc import InputError
+
 
 @dataclass(frozen=True)
 class Count:
@@ -35,17 +37,17 @@ def _pool_after(V, s, d, L, D, T):
     return Count(2 * s * d * D + 2 * V * D * D)  # the second map runs on the means
 
 
-def _windows(V, s, L, w, heads):
+def _windows(V, s, L, w, heads, folded):
     """(for the keys and values, for one set of queries) of `WindowAttention`."""
     if V == s:  # one patch a window: values alone
         return 2 * s * (L * w + 3 * w * w), 0
-    second = 2 * w * w * (0.625 if w >= 512 else 1)  # wide and without gradients: `windowed.triangular`
+    second = 2 * w * w * (0.625 if folded and w >= 512 else 1)  # `windowed.triangular`
     return 2 * s * (2 * L * w + second), 8 * V * w * w + 4 * heads * s * w
 
 
-def _tokenpacker(V, s, d, L, D, T, heads=8, width=None, antialias=False):
+def _tokenpacker(V, s, d, L, D, T, heads=8, width=None, antialias=False, folded=False):
     w = width or d
-    kv, attend = _windows(V, s, L, w, heads)
+    kv, attend = _windows(V, s, L, w, heads, folded)
     query = 2 * V * d * w if V < s else 0
     return Count(kv + attend + query + _mlp(V, w, D, D))
 
@@ -55,9 +57,9 @@ def _pooled_question(T, heads=4, words=20):
 
 
 def _quecc(V, s, d, L, D, T, heads=8, width=None, question=True, conv=True, levels=None, source="llm_last",
-           kernel=None, stride=None, project=False, words=20):  # fmt: skip
+           kernel=None, stride=None, project=False, words=20, folded=False):  # fmt: skip
     w, T = width or d, T or D
-    kv, attend = _windows(V, s, d if levels == 1 else L, w, heads)
+    kv, attend = _windows(V, s, d if levels == 1 else L, w, heads, folded)
     out = _mlp(V, w, D, D) if project else 0
     pooled = _pooled_question(T, words=words) if question and source == "embeddings" else 0
     if V == s:  # the question has no say
@@ -142,7 +144,7 @@ def _tome(V, s, d, L, D, T, d_keys=None):
 
 
 def _separable(V, s, d, L, D, T, **options):
-    g, n = math.isqrt(s), math.isqrt(V)
+    g, n = math.isqrt(s), V**0.5
     return Count(2 * n * g * g * d + 2 * n * n * g * d)
 
 
@@ -172,35 +174,47 @@ FORMULAS = {
     "Downsample": _separable,
     "DownsampleImage": _free,  # its gain is the tower's, which sees fewer patches
     "DCT": _dct,
-    "FastV": lambda *shape, **options: Count(),  # its cost is the LLM's, see `FastV.equivalent_tokens`
+    "FastV": lambda *shape, **options: Count(),  # its cost is the LLM's
 }
 
 
-def count(
-    name: str, tokens: int, grid: int, d: int, d_levels=None, d_llm=None, d_question=None, **options
-) -> Count:
+def count(name: str, tokens: int, grid: int, d: int, d_levels=None, d_llm=None, d_question=None, folded=False,
+          **options) -> Count:  # fmt: skip
     """Operations of a compressor by its registered name and shape, as given to `build`.
 
-    options: the compressor's, and for some `words` (question length) or `d_keys` (width of the tower's keys).
-    A class without a formula (one of your own) is built, and instrumented on the meta device. Raises
-    `InputError` for an unknown name.
+    folded: whether it runs in float32 without gradients, see `WindowAttention.folds`. options: the
+    compressor's, and for some `words` (question length) or `d_keys` (width of the tower's keys). A class
+    without a formula (one of your own) is built, and instrumented on the meta device. Raises `InputError`
+    for an unknown name and a V that no compressor can give.
     """
     from vtc.compressors import build, entry
 
+    if tokens != 0 and not 1 <= tokens <= grid**2:
+        raise InputError(f"{name} cannot give V = {tokens} from a {grid} x {grid} grid: use 0 to {grid**2}")
     cls, preset = entry("none" if tokens == 0 else name)
     if cls not in FORMULAS:
         shape = dict(tokens=tokens, grid=grid, d=d, d_levels=d_levels, d_llm=d_llm, d_question=d_question)
         return Count(instrumented(build(name, **shape, **options)))
+    if cls in ("TokenPacker", "QueCC"):
+        options["folded"] = folded
     return FORMULAS[cls](tokens, grid**2, d, d_levels, d_llm, d_question, **{**preset, **options})
 
 
 def of(compressor, b: int = 1, questions: int = 1) -> float:
     """Operations of a built compressor: from its formula, else by instrumenting a call on the meta device."""
+    from vtc.compressors import entry
+
     shape = dict(tokens=compressor.tokens, grid=compressor.grid, d=compressor.d, d_levels=compressor.d_levels,
                  d_llm=compressor.d_llm, d_question=compressor.d_question)  # fmt: skip
-    if type(compressor).__name__ in FORMULAS and hasattr(compressor, "options"):
-        return count(compressor.name, **shape, **compressor.options).total(b, questions)
-    return instrumented(compressor, b)
+    if not hasattr(compressor, "options") or entry(compressor.name)[0] not in FORMULAS:
+        return instrumented(compressor, b)
+    folded = str(precision(compressor)) == "torch.float32"
+    return count(compressor.name, **shape, folded=folded, **compressor.options).total(b, questions)
+
+
+def precision(compressor):
+    """The dtype of its weights; None where it has none."""
+    return next((p.dtype for p in compressor.parameters()), None)
 
 
 def instrumented(compressor, b: int = 1) -> float:
@@ -213,13 +227,17 @@ def instrumented(compressor, b: int = 1) -> float:
     from vtc.compressors.base import Features
 
     def blank(*shape):
-        return torch.empty(b, *shape, device="meta")
+        return torch.empty(b, *shape, device="meta", dtype=precision(compressor))
 
-    s, d = compressor.grid**2, compressor.d
+    s, d = compressor.side**2, compressor.d
     features = Features(
         blank(s, d), blank(s, compressor.d_levels or d), blank(1, s), blank(s, 1, d), blank(d)
     )
-    question = blank(compressor.d_question) if compressor.needs_question else None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(compressor).to("meta")(features, question)
+    words = (20,) if compressor.question_source == "embeddings" else ()
+    question = blank(*words, compressor.width_of("d_question")) if compressor.needs_question else None
+    twin = copy.deepcopy(compressor).to("meta")
+    with torch.no_grad():
+        twin(features, question)  # makes what is kept between calls
+        with FlopCounterMode(display=False) as counter:
+            twin(features, question)
     return counter.get_total_flops()

@@ -1,8 +1,8 @@
 """Patches kept by the class token's attention, the others folded in: PruMerge, PruMerge+, VisionZip.
 
 PruMerge: arXiv 2403.15388, https://github.com/42Shawn/LLaVA-PruMerge. VisionZip: arXiv 2412.04467,
-https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: PruMerge reads those
-of its last layer as one wide head (`class_attention`), VisionZip those of the layer before, head by head.
+https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: released, PruMerge
+reads those of its last layer as one wide head, VisionZip those of the layer before, head by head.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc import InputError
-from vtc.compressors.base import Compressor, Features
+from vtc.compressors.base import Compressor, Features, pick
 
 
 def class_attention(q: Tensor, k: Tensor) -> Tensor:
     """Last layer's maps, class token first, (b, 1+s, d) each -> (b, 1, s): one head, class column cut."""
     scores = q[:, :1] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
     return scores.softmax(-1)[:, :, 1:]
-
-
-def pick(x: Tensor, index: Tensor) -> Tensor:
-    """(b, s, d) at (b, n) -> (b, n, d)."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def complement(index: Tensor, s: int) -> Tensor:
@@ -87,6 +82,10 @@ class PruMerge(Compressor):
     does (its doubles included), V is then a cap. adaptive: the share of outliers of each image decides (the
     release pools the batch); what is missing to V is padding, see `with_mask`. normalise: weighted means in
     place of the release's sums.
+
+    Inside the VLM it reads the attention and keys of the layer of `last`, averaged over heads (keys side by
+    side): an approximation to the release, which reads its last layer as one wide head (`class_attention`,
+    held to the release by the parity vectors).
     """
 
     needs_attention = True
@@ -94,6 +93,8 @@ class PruMerge(Compressor):
 
     def __init__(self, *, plus=False, adaptive=False, ratio: float | None = None, normalise=False, **shape):
         super().__init__(**shape)
+        if ratio is not None and not 0 <= ratio <= 1:
+            raise InputError(f"{self.name}: ratio is a share of the patches, 0 to 1, got {ratio}")
         self.plus, self.adaptive, self.ratio, self.normalise = plus, adaptive, ratio, normalise
         self.exact_count = not adaptive and ratio is None
 

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from vtc import InputError
 from vtc.compressors.base import Features, Official, Windows, fill, mlp2x
-from vtc.compressors.question import QuestionPool
+from vtc.compressors.question import QuestionPool, check_source
 from vtc.compressors.windowed import WindowAttention, inverse_sigma
-
-SOURCES = ("llm_last", "prompt_prefix", "embeddings")
 
 
 class QueCC(Windows):
@@ -40,15 +38,14 @@ class QueCC(Windows):
     def __init__(self, *, heads=8, width=None, question=True, conv=True, levels=None, source="llm_last",
                  kernel=None, stride=None, project=False, **shape):  # fmt: skip
         super().__init__(**shape)
-        if source not in SOURCES:
-            raise InputError(f"quecc: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
+        check_source(self.name, source)
         self.question_source = source if question else None
         width = width or self.d
-        if width % heads:
-            raise InputError(f"{self.name}: {heads} heads do not divide the width {width}")
         self.needs_question, self.conv, self.heads = question, conv, heads
         self.needs_levels = levels != 1
         self.kernel, self.stride = kernel or self.k, stride or self.k
+        if (self.grid - self.kernel) // self.stride + 1 != self.n:
+            raise InputError(f"{self.name}: kernel={kernel}, stride={stride} do not give V = {self.tokens}")
         if question:
             self.d_question = self.d_question or self.d_llm
             d_text = self.width_of("d_question")
@@ -115,7 +112,7 @@ class QueCC(Windows):
         if kv is not None or torch.is_grad_enabled():
             return self.steer(features, question, kv)
         b, step = len(features), pieces(features, question, self.query_out.out_features)
-        parts = [slice(i, i + step) for i in range(0, b, step)]
+        parts = [slice(i, i + step) for i in range(0, max(b, 1), step)]
         asked = [None if question is None else question[at] for at in parts]
         return torch.cat([self.steer(features[at], ask) for at, ask in zip(parts, asked)])
 

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vtc import InputError
+
+SOURCES = ("llm_last", "prompt_prefix", "embeddings")
+
+
+def check_source(name: str, source: str) -> None:
+    """Raise `InputError` where the question's vector cannot come from there."""
+    if source not in SOURCES:
+        raise InputError(f"{name}: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
+
 
 class QuestionPool(nn.Module):
     """Embeddings (b, [m,] q, d), mask (b, [m,] q), True where real -> (b, [m,] d_out).

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc import InputError
-from vtc.compressors.base import Compressor, Features, Official, fill
+from vtc.compressors.base import Compressor, Features, Official, check_heads, fill
 
 
 def position_code(side: int, width: int) -> Tensor:
@@ -46,8 +46,7 @@ class PackedAttention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % heads:
-            raise InputError(f"{heads} attention heads do not divide the width {width}: pass heads=...")
+        check_heads(heads, width)
         self.heads = heads
         self.in_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
         self.in_bias = nn.Parameter(torch.zeros(3 * width))
@@ -56,7 +55,7 @@ class PackedAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(b, n, width) -> (b, heads, n, width / heads)."""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def few(self, m: int) -> bool:
         """Whether moving the projections to the side of the m queries saves operations."""
@@ -135,7 +134,8 @@ class MQT(Resampler):
 
     def __init__(self, *, heads: int = 16, keys: str = "static", side: int | None = None, **shape):
         side = side or min(16, shape["grid"])
-        super().__init__(heads=heads, rows=side**2, **shape)
+        self.rows = side**2
+        super().__init__(heads=heads, rows=self.rows, **shape)
         if keys not in ("static", "content"):
             raise InputError(f"mqt: keys='{keys}' is unknown, use 'static' (as released) or 'content'")
         self.content = keys == "content"
@@ -144,6 +144,11 @@ class MQT(Resampler):
         self.register_buffer("code", code, persistent=False)
         self.register_buffer("key_code", resized(code, self.grid), persistent=False)
         self.project = nn.Parameter(torch.randn(self.d, self.d_out) * self.d**-0.5)
+
+    def check_tokens(self, tokens: int) -> int:
+        if tokens > self.rows:
+            raise InputError(f"{self.name} cannot give V = {tokens}: side=... gives it {self.rows} queries")
+        return super().check_tokens(tokens)
 
     def reads(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
         queries = self.query_norm(self.query[: self.tokens] + self.code[: self.tokens])

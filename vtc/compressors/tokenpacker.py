@@ -5,6 +5,8 @@ Reference implementation: https://github.com/CircleRadon/TokenPacker (no licence
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from vtc.compressors.base import Features, Official, Windows, fill, mean_pool, mlp2x
@@ -18,7 +20,7 @@ def middle(x: Tensor, n: int) -> Tensor:
     2 x 2 patches of a window of even side; all others are not read.
     """
     b, s, d = x.shape
-    g = int(s**0.5)
+    g = math.isqrt(s)
     k = g // n
     x = x.view(b, n, k, n, k, d)
     low = slice((k - 1) // 2, k // 2 + 1)

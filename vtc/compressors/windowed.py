@@ -11,14 +11,23 @@ outputs, fewer operations.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.compressors.base import Official, unwindows, windows
+from vtc.compressors.base import Official, check_heads, unwindows, windows
 
 FOLD = 512  # width from which folding the second map pays
+
+
+class KeysValues(NamedTuple):
+    """Patches as `WindowAttention` reads them, and the maps that lead on from there."""
+
+    z: Tensor  # (2, b, s, width) keys and values before the norms' division
+    inverse: Tensor  # (2, b, s) 1 / sigma
+    maps: tuple[Tensor, ...] | None = None  # where z is the second map's input: `folded`, but for R
 
 
 class WindowAttention(nn.Module):
@@ -32,6 +41,7 @@ class WindowAttention(nn.Module):
         self, d_levels: int, width: int, heads: int = 8, std: float | None = None, eps: float = 1e-6
     ):
         super().__init__()
+        check_heads(heads, width)
         self.heads, self.eps, self._folded = heads, eps, None
         self.kv_in = nn.Linear(d_levels, 2 * width)
         second = nn.Linear(2 * width, width)  # drawn as two linear maps (out, in) below
@@ -54,31 +64,37 @@ class WindowAttention(nn.Module):
                 self.kv_in.bias.zero_()
                 self.kv_bias.zero_()
 
-    def keys_values(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, s, d_levels) -> keys, values before the norms' division (2, b, s, width), 1 / sigma (2, b, s).
+    def keys_values(self, levels: Tensor) -> KeysValues:
+        """(b, s, d_levels) -> keys and values of the patches; no question is in them.
 
         The second map is centred over its outputs, so their mean is 0 and the norm is one division, made on
         the scores and the weights in place of the patches. Where `folds`, its inputs are given in place of
-        its outputs, whose norm is all that is needed of them. No question is in them.
+        its outputs, whose norm is all that is needed of them.
         """
         b, s, _ = levels.shape
         width = self.q.in_features
         hidden = F.gelu(self.kv_in(levels)).view(b * s, 2, width).transpose(0, 1)  # (2, b s, width)
         if self.folds(levels):
-            sums = sum(y.square_().sum(-1) for y in triangular(hidden, self.folded()[0]))
+            r, *maps = self.folded()
+            sums = sum(y.square_().sum(-1) for y in triangular(hidden, r))
             inverse = (sums / width + self.eps).rsqrt_()
-            return hidden.view(2, b, s, width), inverse.view(2, b, s)
+            return KeysValues(hidden.view(2, b, s, width), inverse.view(2, b, s), tuple(maps))
         weight, bias = self.centred()
         z = torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
-        return z.view(2, b, s, width), inverse_sigma(z, self.eps).view(2, b, s)
+        return KeysValues(z.view(2, b, s, width), inverse_sigma(z, self.eps).view(2, b, s))
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """The second maps (2, in, out) and biases (2, 1, out) whose outputs have mean 0."""
         return tuple(part - part.mean(-1, keepdim=True) for part in (self.kv_weight, self.kv_bias))
 
     def folds(self, x: Tensor) -> bool:
-        """Whether the second map is folded into its neighbours: wide, float32, without gradients."""
+        """Whether the second map is folded into its neighbours: wide, float32, without gradients.
+
+        Not weights made in inference mode: nothing tells when they change.
+        """
         if self.q.in_features < FOLD or x.dtype != torch.float32 or torch.is_grad_enabled():
+            return False
+        if self.kv_weight.is_inference():
             return False
         return not torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
 
@@ -87,7 +103,7 @@ class WindowAttention(nn.Module):
         their constants) that take h in its place: key (width, width), (width,); value likewise. Kept until
         weights change."""
         parts = (self.kv_weight, self.kv_bias, self.key_scale, self.value_scale, self.k_weight, self.v.weight)
-        state = tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts)
+        state = tuple((part.data_ptr(), part._version) for part in parts)
         if self._folded is None or self._folded[0] != state:
             weight, bias = (part.double() for part in self.centred())
             r = torch.linalg.qr(torch.cat([weight, bias], 1).transpose(1, 2), mode="r").R
@@ -97,14 +113,14 @@ class WindowAttention(nn.Module):
             self._folded = state, tuple(part.float() for part in (r, *maps))
         return self._folded[1]
 
-    def forward(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, queries: Tensor, kv: KeysValues) -> Tensor:
         """queries (b, m, v, width), kv from `keys_values` -> (b, m, v, width)."""
         b, m, v, width = queries.shape
         z, inverse = self.windows(kv, v)
-        weights = self.weights(queries, z[0], inverse[0]) * inverse[1]  # (b v, m heads, k k)
+        weights = self.weights(queries, z[0], inverse[0], kv.maps) * inverse[1]  # (b v, m heads, k k)
         mixed = (weights.to(z.dtype) @ z[1]).view(b, v, m, self.heads, width)
-        if self.folds(z):
-            values, constant = self.folded()[3:]
+        if kv.maps:
+            values, constant = kv.maps[2:]
             total = weights.sum(-1).view(b, v, m, self.heads, 1).transpose(1, 2)
             constant = total * constant.view(self.heads, -1) + F.linear(self.value_shift, self.v.weight).view(
                 self.heads, -1
@@ -116,12 +132,11 @@ class WindowAttention(nn.Module):
         heads = torch.einsum("bvmhw,hcw->bmvhc", mixed, values) + constant
         return self.out(heads.reshape(b, m, v, width) + self.v.bias)
 
-    def windows(self, kv: tuple[Tensor, Tensor], v: int) -> tuple[Tensor, Tensor]:
+    def windows(self, kv: KeysValues, v: int) -> tuple[Tensor, Tensor]:
         """By window: (2, b v, k k, width) and (2, b v, 1, k k)."""
-        z, inverse = kv
         n = math.isqrt(v)
-        inverse = windows(inverse.unsqueeze(-1), n).flatten(1, 2)
-        return windows(z, n).flatten(1, 2), inverse.transpose(2, 3)
+        inverse = windows(kv.inverse.unsqueeze(-1), n).flatten(1, 2)
+        return windows(kv.z, n).flatten(1, 2), inverse.transpose(2, 3)
 
     def alone(self, levels: Tensor) -> Tensor:
         """One patch a window (V = s): its weight is 1 whatever is asked, so no query or key is needed."""
@@ -130,24 +145,25 @@ class WindowAttention(nn.Module):
         z = F.layer_norm(hidden @ self.kv_weight[1] + self.kv_bias[1], (width,), eps=self.eps)
         return self.out(self.v(z * self.value_scale + self.value_shift))  # (b, s, width)
 
-    def weights(self, queries: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
+    def weights(self, queries: Tensor, z: Tensor, inverse: Tensor, maps: tuple | None) -> Tensor:
         """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), row sums 1."""
         b, m, v, width = queries.shape
         c = width // self.heads
         q = (self.q(queries) * c**-0.5).view(b, m, v, self.heads, c)
-        keys, constant = self.folded()[1:3] if self.folds(z) else (self.k_weight * self.key_scale, None)
+        keys, constant = maps[:2] if maps else (self.k_weight * self.key_scale, None)
         moved = torch.einsum("bmvhc,hcw->bvmhw", q, keys.view(self.heads, c, width).to(q.dtype))
-        scores = moved.reshape(b * v, m * self.heads, width) @ z.transpose(1, 2)
+        scores = moved.reshape(b * v, m * self.heads, width).to(z.dtype) @ z.transpose(1, 2)
         if constant is not None:
             each = (q * constant.view(self.heads, c)).sum(-1)  # (b, m, v, heads)
             scores = scores + each.transpose(1, 2).reshape(b * v, m * self.heads, 1)
         return torch.softmax(scores * inverse, -1)
 
-    def where(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+    def where(self, queries: Tensor, kv: KeysValues) -> Tensor:
         """Mean over heads of the attention, spread over the grid: (b, v, s); for one set of queries."""
         b, _, v, _ = queries.shape
         z, inverse = self.windows(kv, v)
-        return unwindows(self.weights(queries, z[0], inverse[0]).mean(1).view(b, v, -1), math.isqrt(v))
+        weights = self.weights(queries, z[0], inverse[0], kv.maps)
+        return unwindows(weights.mean(1).view(b, v, -1), math.isqrt(v))
 
     def official(
         self, given: Official, key: str, key_norm: str, value: str, value_norm: str

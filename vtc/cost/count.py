@@ -109,7 +109,11 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
     V, Q, batch = (np.asarray(x, float) for x in (V, Q, batch))
     q = Q if q is None else np.minimum(q, Q)
     seen, views, prompt = V > 0, batch * images, V * images + Q
-    part, shape, dtype = compressor(pipe.compressor, pipe.tower, V, pipe.llm.d), pipe.llm, pipe.dtype
+    part, shape, dtype = (
+        compressor(pipe.compressor, pipe.tower, V, pipe.llm.d, pipe.dtype),
+        pipe.llm,
+        pipe.dtype,
+    )
     through = pipe.tower.s if part.drops_after else V  # tokens that the projector makes
     patches = V if part.shrinks_image else pipe.tower.s  # patches that the tower sees
     mlp, mlp_elements = _projector(pipe, part)
@@ -159,7 +163,8 @@ def memory(pipe: Pipeline, V, Q, G=1, batch=1, images=1) -> dict:
     V, size, shape = np.asarray(V, float), BYTES[pipe.dtype], pipe.llm
     part = compressor(pipe.compressor, pipe.tower, V, shape.d)
     tower = 0 if pipe.features_cached else pipe.tower.params
-    seeing = np.where(V > 0, part.weights + _projector(pipe, part)[0] + tower, 0)
+    stack = np.minimum(part.fusion_layers, shape.layers) * shape.matrices / shape.layers
+    seeing = np.where(V > 0, part.weights + stack + _projector(pipe, part)[0] + tower, 0)
     tokens = V * images + Q
     weights = (shape.params + seeing) * size
     kv = batch * (tokens + G) * shape.kv_bytes(pipe.dtype)
