@@ -291,9 +291,7 @@ def test_two_programs_share_a_sweep_without_measuring_twice(sweep, tmp_path):
 
 
 def test_the_newest_claim_counts_and_repeating_it_adds_nothing(profile):
-    records.claim(
-        profile, "ratio", "error falls five times faster with N", 4.7, 4.1, 3.9, 4.4, "open", "v1"
-    )
+    records.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.1, 3.9, 4.4, "open", "v1")
     records.claim(profile, "few", "one token wins", "1", 4, verdict="open")
     records.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.6, 4.1, 5.3, "held", "v1")
     size = (profile.runs / "claims.csv").stat().st_size
