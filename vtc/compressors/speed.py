@@ -73,7 +73,7 @@ def cases(p: Profile) -> list[dict]:
 
 
 @torch.no_grad()
-def measure(case: dict, turns: int = 5) -> dict[str, float]:
+def measure(case: dict, turns: int = 3) -> dict[str, float]:
     """One V: seconds and ratios for one question, several an image, and bfloat16; largest difference."""
     torch.manual_seed(0)
     V, b, grid, d, d_question = (case[name] for name in ("V", "batch", "grid", "d", "d_question"))
