@@ -196,12 +196,13 @@ def _claim(row, paper: str, source: str, cost: float | None = None) -> dict:
     clear, dear = row.p_holm < 0.05 and row.seeds > 1, cost is not None and cost > 1
     held, lost = clear and row.difference > 0 and not dear, dear or clear and row.difference < 0
     names = [SAID.get(name, name) for name in (row.compressor, row.against)]
+    seeds = f"{row.seeds} seed{'s' * (row.seeds > 1)}"
     return {
         "id": f"05-{row.compressor}-{row.against}-{row.V}",
         "statement": f"{names[0]} scores higher than {names[1]} at V = {row.V}"
         + (" for no more operations" if cost is not None else ""),
         "paper": paper,
-        "ours": f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds"
+        "ours": f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {seeds}"
         + (f", at {cost:.2f} of the cost" if cost is not None else ""),
         "low": row.low,
         "high": row.high,

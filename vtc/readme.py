@@ -98,7 +98,7 @@ def _duels(rows: pd.DataFrame) -> str:
     """A pair of compressors a line, a column a V: the difference, bold where it held; the paper's below."""
     names = r"(?P<one>\S+) scores higher than (?P<other>\S+) at V = (?P<V>\d+)"
     rows = rows.join(rows["statement"].str.extract(names).astype({"V": int}))
-    rows["seeds"] = rows["ours"].str.extract(r"(\d+) seeds")[0]
+    rows["seeds"] = rows["ours"].str.extract(r"(\d+) seed")[0]
     shown = {"held": "**{}**", "does not hold": "{}: **does not hold**"}
     rows["here"] = [
         shown.get(r.verdict, "{}").format(r.ours.partition("]")[0] + "]") for r in rows.itertuples()
