@@ -15,7 +15,8 @@ from vtc import data, profiles, tower, train
 from vtc.compressors.base import Features
 from vtc.fast import Runner
 from vtc.llm import Norm, make_llm, make_tokenizer, swap_norms
-from vtc.vlm import NOBODY, SHARED, VLM, block_mask
+from vtc.prompt import NOBODY, SHARED, block_mask
+from vtc.vlm import VLM
 
 P = profiles.get("smoke")
 SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)
@@ -288,7 +289,7 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     """The meta device stands for an accelerator, as far as it carries."""
     vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]], np.zeros(1, int))
     assert vlm.where(seen, ["describe ?", "read the digits ?"]).is_meta
-    monkeypatch.setattr(vlm, "_answers", lambda seen, *_: seen.last.is_meta)
+    monkeypatch.setattr("vtc.answer._of_turns", lambda model, seen, *_: seen.last.is_meta)
     assert vlm.generate(seen, ["describe ?"])
     monkeypatch.setattr(vlm, "logits", lambda packed, seen: 1 / (packed.ids.is_meta - seen.last.is_meta))
     with pytest.raises(ZeroDivisionError):  # both were moved

@@ -6,7 +6,8 @@ The flow, one module an arrow:
     data        images + questions
     tower       images -> features of s patches
     compressors features (+ question) -> V visual tokens
-    llm, vlm    V visual tokens + Q text tokens -> LLM of N parameters -> answer
+    llm, prompt, vlm, answer
+                V visual tokens + Q text tokens -> LLM of N parameters -> answer
     train       one recipe for every cell of the sweep;  evaluate  answers -> error Y
     bench       the clock;  cost  the same work counted, no clock
     scaling     errors -> law Y(N, V) with intervals -> frontier;  plan  law + cost -> which N and V

@@ -116,8 +116,8 @@ def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
 def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:
     """Cells, means over seeds, that none as cheap or cheaper equals: compressor, V, cost, error, rising."""
     means = rows.groupby(["compressor", "V"])[[cost, "error"]].mean().reset_index()
-    means = means.sort_values([cost, "error"], ignore_index=True)
-    return means[means["error"] < means["error"].cummin().shift(fill_value=np.inf)].reset_index(drop=True)
+    means = scaling.undominated(means, cost)
+    return means[means.pop("frontier")].reset_index(drop=True)
 
 
 def with_misled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:

@@ -87,9 +87,7 @@ class Profile:
     questions_test: int  # questions a task at evaluation
     tower: TowerSize
     recipe: Recipe
-    zoo: tuple[
-        str, ...
-    ]  # sets of compressors (`vtc.sweep.SETS`), or names, that one `vtc reproduce` measures
+    zoo: tuple[str, ...]  # compressors, by name or set (`vtc.sweep.SETS`), that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts of notebook 05
     zoo_size: str  # LLM of notebook 05
     workers: int  # processes that measure cases side by side, one thread each

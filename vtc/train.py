@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vtc import InputError, compressors, data, profiles, tower
+from vtc.answer import check_questions
 from vtc.compressors.base import Features
 from vtc.compressors.distil import Guided
 from vtc.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.loop import Stage, fit, once, save_whole
 from vtc.profiles import LLMSize, Profile
-from vtc.vlm import NOBODY, VLM, Packed, VLMConfig
+from vtc.prompt import NOBODY, Packed
+from vtc.vlm import VLM, VLMConfig
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,7 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
     model.tower[0], bank = eyes, Bank(asked, tokenizer)
-    model.check_questions([q.text for q in asked], bank.starts)
+    check_questions(model, [q.text for q in asked], bank.starts)
     features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
     every = served(p) if case.V and case.compressor in compressors.TRAINED_ONCE else ()
     return teach(p, case, model, features, bank, bank, every, said)

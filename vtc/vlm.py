@@ -21,32 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vtc import InputError, compressors
+from vtc import InputError, answer, compressors
 from vtc.compressors.base import Features, mlp2x
 from vtc.llm import swap_norms
 from vtc.profiles import TowerSize
+from vtc.prompt import NOBODY, SHARED, Packed, block_mask
 from vtc.tower import Tower, load_checkpoint
-
-SHARED, NOBODY = -1, -2  # segments: a token that every question sees; padding that none sees
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A batch of sequences, each several questions with their answers about one image."""
-
-    ids: Tensor  # (b, t) token ids
-    segment: Tensor  # (b, t) which question a token belongs to; NOBODY for padding
-    position: Tensor  # (b, t) place within its own question
-    weight: Tensor  # (b, t) above 0 where a token is part of an answer; the weights of one answer add up to 1
-    questions: Tensor | None = (
-        None  # (b, m, q) the questions alone, padded on the right; for steered compressors
-    )
-    prefix: Tensor | None = (
-        None  # (b, p, 2) a scene told in words, in the image's place: one or two words a place
-    )
-
-    def to(self, device: torch.device | str) -> Packed:
-        return Packed(*(v if v is None else v.to(device) for v in self.__dict__.values()))
 
 
 @dataclass(frozen=True)
@@ -93,7 +73,7 @@ class VLM(nn.Module):
         """Where the model is; what it is given is moved there."""
         return self.llm.get_input_embeddings().weight.device
 
-    def _here(self, features: Features | None) -> Features | None:
+    def here(self, features: Features | None) -> Features | None:
         """Features on the model's device, in the compressor's precision; the LLM's may be another."""
         if features is None:
             return None
@@ -135,9 +115,14 @@ class VLM(nn.Module):
         questions: token ids (b, m, q), padded on the right.
         """
         if not self.compressor.needs_question:
-            return self.projector(self.compressor(features))
+            return self.unasked(features)[0]
         asked, mask = self.read(questions)
         return self.steered(features, asked, **mask)
+
+    def unasked(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Visual tokens (b, V, d_llm) without a question, and which are real, (b, V): others are padding."""
+        tokens, real = self.compressor.with_mask(features)
+        return self.projector(tokens), real
 
     def read(self, questions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Token ids (b, m, q) -> what the compressor reads of them: vectors, or embeddings and a mask."""
@@ -152,7 +137,7 @@ class VLM(nn.Module):
     def where(self, features: Features, questions: list[str]) -> Tensor:
         """Where each visual token of one image looks as the question changes: (m, V, s), rows add up to 1."""
         ids = self.tokenizer(questions, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-        features = self._here(features)
+        features = self.here(features)
         if not self.compressor.needs_question:
             return self.compressor.where(features).expand(len(questions), -1, -1)
         rows = []
@@ -188,7 +173,7 @@ class VLM(nn.Module):
 
         V: for this batch alone, see `at`.
         """
-        packed, features = packed.to(self.device), self._here(features)
+        packed, features = packed.to(self.device), self.here(features)
         weight, model = packed.weight[:, 1:], self if V is None else self.at(int(V))
         said = weight > 0
         losses = F.cross_entropy(model.logits(packed, features), packed.ids[:, 1:][said], reduction="none")
@@ -202,7 +187,7 @@ class VLM(nn.Module):
         )
         kind, words = _precision(embed.weight), embed(packed.ids)
         if packed.prefix is None and self.compressor.fuses:
-            before, fused = self._fused(features, before, words, packed.segment, packed.position)
+            before, fused = self.fused(features, before, words, packed.segment, packed.position)
             answers = (packed.weight > 0).unsqueeze(-1)  # these go in as they are, as in decoding
             words = torch.where(answers, words.to(fused.dtype), fused)
         x = torch.cat([before.to(kind), words.to(kind)], 1)  # (b, p + t, d_llm)
@@ -226,14 +211,12 @@ class VLM(nn.Module):
 
     def _seen(self, packed: Packed, features: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same of an image: its visual tokens, or one set of them for each question."""
-        before = self.visual(features, packed.questions)  # (b, p, d_llm)
-        order = torch.arange(before.shape[1], device=before.device).expand(len(before), -1)
+        steered = self.compressor.needs_question
+        before, real = (self.visual(features, packed.questions), None) if steered else self.unasked(features)
+        order = torch.arange(before.shape[1], device=before.device).expand(len(before), -1)  # (b, p)
         place, text = self.places(order), packed.position
-        if not self.compressor.needs_question:
-            whose = torch.full_like(order, SHARED)
-            if not self.compressor.exact_count:
-                whose = whose.masked_fill(~self.compressor.with_mask(features)[1], NOBODY)
-            return before, whose, place, text + self.after
+        if not steered:
+            return before, torch.where(real, SHARED, NOBODY), place, text + self.after
         whose = order // max(self.V, 1)
         if not self.question_first:
             return before, whose, place, text + self.after
@@ -241,7 +224,7 @@ class VLM(nn.Module):
         later = text >= asked.gather(1, packed.segment.clamp_min(0))  # (b, t) behind the image
         return before, whose, place + asked.gather(1, whose), text + later * self.after
 
-    def _fused(self, features: Features, z: Tensor, text: Tensor, segment: Tensor, position: Tensor):
+    def fused(self, features: Features, z: Tensor, text: Tensor, segment: Tensor, position: Tensor):
         """Tokens (b, V, d_llm), text (b, t, d_llm), whose it is and where -> both, after the patches."""
         first = torch.arange(self.compressor.grid**2 + self.V, device=text.device).expand(len(text), -1)
         whose = torch.cat([torch.full_like(first, SHARED), segment], 1)
@@ -261,107 +244,7 @@ class VLM(nn.Module):
         Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
         misled: a control; the compressor reads these b questions, the LLM the others.
         """
-        if not questions:
-            return []
-        self._check(features, questions, misled)
-        if isinstance(features, Tensor):
-            features = self.eyes()(features, **self.compressor.of_tower)
-        features = self._here(features)
-        if isinstance(questions[0], str):
-            return self._answers(features, [[q] for q in questions], max_new_tokens, misled)
-        longest = max(questions, key=len)  # its last questions fill the shorter lists, unheard
-        if not longest:
-            return [[] for _ in questions]
-        m, filled = len(longest), [[*turns, *longest[len(turns) :]] for turns in questions]
-        flat = self._answers(features, filled, max_new_tokens)
-        return [flat[i * m : i * m + len(turns)] for i, turns in enumerate(questions)]
-
-    def _check(self, images: Features | Tensor | None, questions: list, misled: list[str] | None) -> None:
-        if images is not None and len(images) != len(questions):
-            raise InputError(
-                f"{len(images)} images, {len(questions)} questions: give one, or one list of them, an image"
-            )
-        if misled is not None and self.question_first:
-            raise InputError(
-                f"misled: {self.config.compressor} reads it where the LLM does; use one such as quecc"
-            )
-        if misled is not None and (not isinstance(questions[0], str) or len(misled) != len(questions)):
-            raise InputError(f"misled: {len(misled)} questions; give one for each image, asked one question")
-
-    def check_questions(self, questions: list[str], tokens: list[int]) -> None:
-        """Raise `InputError` where a question has too few tokens to be asked."""
-        least = 1 + self.question_first
-        for question, n in zip(questions, tokens):
-            if n < least:
-                raise InputError(
-                    f"question {question!r}: {n} tokens, {self.config.compressor} needs at least {least}"
-                )
-
-    def _answers(
-        self, features: Features | None, turns: list[list[str]], max_new_tokens: int, misled=None
-    ) -> list[str]:
-        """Answers to m questions for each of b images, b m in all, image by image."""
-        embed = self.llm.get_input_embeddings()
-        flat, m = [q for asked in turns for q in asked], len(turns[0])
-        asked = self.tokenizer(flat, padding=True, padding_side="left", return_tensors="pt").to(self.device)
-        ids, real = asked["input_ids"], asked["attention_mask"]  # (b m, q)
-        self.check_questions(flat, real.sum(1).tolist())
-        position = (real.cumsum(1) - 1).clamp_min(0)
-        if not self.V:
-            return self._decode(embed(ids), real, position, max_new_tokens)
-        cache, order = None, torch.arange(self.V, device=ids.device)
-        if self.question_first:  # the vector comes with the cache of the prompt's first part
-            first = self.llm.model(
-                input_ids=ids[:, :-1],
-                attention_mask=real[:, :-1],
-                position_ids=position[:, :-1],
-                use_cache=True,
-            )
-            cache, vectors = first.past_key_values, first.last_hidden_state[:, -1].view(len(turns), m, -1)
-            z, start = self.steered(features, vectors), position[:, -1:]
-            ids, position = ids[:, -1:], position[:, -1:]
-            seen = torch.cat([real[:, :-1], real.new_ones(len(flat), self.V), real[:, -1:]], 1)
-        else:
-            read = misled or flat
-            right = self.tokenizer(read, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-            z, start = self.visual(features, right.to(ids.device).view(len(turns), m, -1)), 0
-            tokens = real.new_ones(len(flat), self.V)
-            if not self.compressor.exact_count:
-                tokens = self.compressor.with_mask(features)[1].repeat_interleave(m, 0)
-            seen = torch.cat([tokens, real], 1)
-        z = z.view(len(flat), self.V, -1) if self.compressor.needs_question else z.repeat_interleave(m, 0)
-        words = embed(ids)
-        if self.compressor.fuses:
-            each = features.map(lambda part: part.repeat_interleave(m, 0))
-            z, words = self._fused(each, z, words, torch.where(real > 0, 0, NOBODY), position)
-        x = torch.cat([z, words], 1).to(embed.weight.dtype)  # (b m, V + q, d_llm): visual, padding, question
-        place = (self.places(order) + start).expand(len(flat), -1)
-        position = torch.cat([place, position + self.after], 1)
-        if self.compressor.cost_class != "D":
-            return self._decode(x, seen, position, max_new_tokens, cache)
-        image = torch.arange(x.shape[1], device=x.device).expand(len(x), -1) < self.V
-        with self.compressor.inside(self.llm.model.layers, image):
-            return self._decode(x, seen, position, max_new_tokens)
-
-    def _decode(
-        self, x: Tensor, real: Tensor, position: Tensor, max_new_tokens: int, cache=None
-    ) -> list[str]:
-        """The likeliest token again and again, until every row has said its end."""
-        said, done = [], torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        for _ in range(max_new_tokens):
-            out = self.llm(
-                inputs_embeds=x, attention_mask=real, position_ids=position, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            token = out.logits[:, -1].argmax(-1).masked_fill(done, self.tokenizer.pad_token_id)  # (b,)
-            said.append(token)
-            done |= token == self.tokenizer.eos_token_id
-            if done.all():
-                break
-            x, cache = self.llm.get_input_embeddings()(token)[:, None], out.past_key_values
-            real, position = torch.cat([real, real.new_ones(len(x), 1)], 1), position[:, -1:] + 1
-        texts = self.tokenizer.batch_decode(torch.stack(said, 1), skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return answer.answers(self, features, questions, max_new_tokens, misled)
 
     def eyes(self) -> Tower:
         """The tower; raises InputError where there is none."""
@@ -430,15 +313,3 @@ def _precision(weight: Tensor) -> torch.dtype:
     """What matrices are multiplied in here: autocast's type inside autocast, else the weights' own."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def block_mask(segment: Tensor, position: Tensor) -> Tensor:
-    """Segments and positions (b, t) -> additive mask (b, 1, t, t).
-
-    A token sees itself, and of its own question and of what all may see (SHARED) whatever stands before it.
-    """
-    mine, theirs = segment[:, :, None], segment[:, None, :]
-    earlier = position[:, None, :] <= position[:, :, None]
-    allow = ((mine == theirs) | (theirs == SHARED)) & earlier & (theirs != NOBODY)
-    allow |= torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)  # padding: no row is empty
-    return torch.where(allow, 0.0, -1e4)[:, None]

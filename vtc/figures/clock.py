@@ -13,7 +13,7 @@ import pandas as pd
 
 from vtc import bench, cost, figures
 from vtc.profiles import Profile
-from vtc.scaling import scores
+from vtc.scaling import scores, undominated
 
 STAGES = [s for s in cost.STAGES if s != "decode"]
 V_AXIS = {"title": "visual tokens V", "scale": alt.Scale(type="symlog", constant=1, nice=False)}
@@ -296,7 +296,7 @@ def paper_seconds(
         for b in batches:
             ms = float(cost.latency(pipe, hardware, V, Q, 1, b)["ttft"]) * 1e3 / b
             out.append({"N": N, "V": int(V), "error": Y, "batch": b, "ms": ms})
-    return _undominated(pd.DataFrame(out), ["batch"])
+    return undominated(pd.DataFrame(out), "ms", ["batch"])
 
 
 def own_seconds(clock: pd.DataFrame, errors: pd.DataFrame, family: str = "reasoning") -> pd.DataFrame:
@@ -316,15 +316,7 @@ def own_seconds(clock: pd.DataFrame, errors: pd.DataFrame, family: str = "reason
     ttft = (wide["ttft"] - asking).rename("median_ms").reset_index()
     mean = errors.astype({"N": int, "V": int}).groupby(key)[score].mean().rename("error").reset_index()
     both = mean.merge(ttft, on=key)
-    return _undominated(both.assign(ms=both["median_ms"] / both["batch"], N=both["LLM"]), ["batch"])
-
-
-def _undominated(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Marks the rows that no other row of the group beats in both time and error."""
-    rows = rows.sort_values([*by, "ms", "error"], ignore_index=True)
-    best = rows.groupby(by)["error"].cummin()
-    earlier = best.groupby([rows[name] for name in by]).shift(1, fill_value=np.inf)
-    return rows.assign(frontier=rows["error"] < earlier)
+    return undominated(both.assign(ms=both["median_ms"] / both["batch"], N=both["LLM"]), "ms", ["batch"])
 
 
 def pareto(rows: pd.DataFrame, title: str, subtitle: str | list[str]) -> alt.FacetChart:

@@ -122,10 +122,8 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerCha
     base = alt.Chart(named).encode(x, y)
     words = base.mark_text(align="left", dx=8, dy=-6, fontSize=11).encode(text="name:N")
     words = words.properties(data=named[apart])
-    subtitle = f"{len(named)} of {len(every)}: no other is as good for as little. " + figures.provenance(
-        rows, p
-    )
-    title = alt.Title("The whole zoo at equal operations", subtitle=subtitle)
+    count = f"{len(named)} of {len(every)}: no other is as good for as little"
+    title = alt.Title("The whole zoo at equal operations", subtitle=[count, figures.provenance(rows, p)])
     line = base.mark_line(point=True, interpolate="step-after").encode(order="mflop:Q")
     return (grey + line + words).properties(title=title, width=560, height=380)
 

@@ -15,7 +15,7 @@ Needs numpy, and scipy where a fit is finished; never torch.
 from vtc.scaling.checks import compare, leave_one_size_out, separability, summary
 from vtc.scaling.cli import add_arguments, main
 from vtc.scaling.fitting import Fit, fit
-from vtc.scaling.frontier import Frontier, frontier, v_star, v_star_interval, words
+from vtc.scaling.frontier import Frontier, frontier, undominated, v_star, v_star_interval, words
 from vtc.scaling.laws import LAWS, Law
 from vtc.scaling.scores import Points, points, published, published_rows, read, sweep
 
@@ -38,6 +38,7 @@ __all__ = [
     "separability",
     "summary",
     "sweep",
+    "undominated",
     "v_star",
     "v_star_interval",
     "words",

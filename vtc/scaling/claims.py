@@ -46,24 +46,13 @@ def _form(profile: Profile, reasoning: Fit) -> None:
     last = leave_one_size_out(reasoning.points)[-1]
     size = f"{last['N left out']:g}B here, 14B there"
     what = f"the largest LLM is predicted from the smaller ones ({size}): worst miss"
-    held = "held" if last["worst miss"] <= 0.02 else "does not hold"
-    records.claim(
-        profile, "04-held-out", what, 0.02, float(last["worst miss"]), verdict=held, source="Figure 2"
-    )
-    found = separability(reasoning.points)
-    what = "N and V act separately: interaction gamma = 0"
-    _number(profile, "04-separable", what, 0.0, found["gamma"], (found["gamma_lo"], found["gamma_hi"]))
+    _largest(profile, "04-held-out", what, last)
+    _separable(profile, "04-separable", SEPARABLE, separability(reasoning.points))
     p = reasoning.points
     worse = fit(points(p.N, p.V, p.Y, np.full(len(p), 50.0)), tokens="Q+V").sse / reasoning.sse
     what = "the law's T is Q + V (text) or V (code): SSE of the first over that of the second, Q = 50"
-    records.claim(
-        profile,
-        "04-tokens",
-        what,
-        "T = Q + V",
-        float(worse),
-        verdict="does not hold" if worse > 1 else "held",
-    )
+    held = "does not hold" if worse > 1 else "held"
+    records.claim(profile, "04-tokens", what, "T = Q + V", float(worse), verdict=held)
 
 
 def write_own(profile: Profile, own: dict[str, Fit]) -> None:
@@ -81,17 +70,25 @@ def write_own(profile: Profile, own: dict[str, Fit]) -> None:
             profile, f"04-own-{task}-ratio", what, round(paper, 2), ratio, *ends, held, "Figures 1 and 3"
         )
         with suppress(InputError):  # too few sizes to leave one out
-            miss = float(leave_one_size_out(f.points, f.law.name)[-1]["worst miss"])
-            held = "held" if miss <= 0.02 else "does not hold"
+            last = leave_one_size_out(f.points, f.law.name)[-1]
             what = f"GridQA, {task}: the largest LLM is predicted from the smaller ones: worst miss"
-            records.claim(
-                profile, f"04-own-{task}-largest", what, 0.02, miss, verdict=held, source="Figure 2"
-            )
+            _largest(profile, f"04-own-{task}-largest", what, last)
         with suppress(InputError):
             found = separability(f.points)
-            what = f"GridQA, {task}: N and V act separately: interaction gamma = 0"
-            ends = (found["gamma_lo"], found["gamma_hi"])
-            _number(profile, f"04-own-{task}-separable", what, 0.0, found["gamma"], ends)
+            _separable(profile, f"04-own-{task}-separable", f"GridQA, {task}: {SEPARABLE}", found)
+
+
+SEPARABLE = "N and V act separately: interaction gamma = 0"
+
+
+def _largest(profile: Profile, id: str, what: str, last: dict) -> None:
+    miss = float(last["worst miss"])
+    held = "held" if miss <= 0.02 else "does not hold"
+    records.claim(profile, id, what, 0.02, miss, verdict=held, source="Figure 2")
+
+
+def _separable(profile: Profile, id: str, what: str, found: dict) -> None:
+    _number(profile, id, what, 0.0, found["gamma"], (found["gamma_lo"], found["gamma_hi"]))
 
 
 def _number(profile: Profile, id: str, what: str, paper: float, ours: float, ends) -> None:
