@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import InputError, bench, cost, profiles, records
-from vtc.bench.process import sample, summary
+from vtc import InputError, benchmark, cost, profiles
+from vtc.benchmark.process import sample, summary
+from vtc.commands import bench
+from vtc.experiments import clock as clock_rows
+from vtc.experiments import store
 from vtc.figures import clock as draw
 
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
@@ -44,7 +47,7 @@ def llm(kv_heads=4, bias=True, dtype="float32"):
 def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, graph):
     import torch
 
-    from vtc.fast import Runner
+    from vtc.models.fast import Runner
 
     model = llm(kv_heads, bias)
     runner = Runner(model, tokens=60, batch=2, graph=graph)
@@ -66,8 +69,8 @@ def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, 
 def test_the_runner_in_bf16_is_as_near_as_bf16_allows(kv_heads, blocks, monkeypatch):
     import torch
 
-    from vtc import fast
-    from vtc.fast import Runner
+    from vtc.models import fast
+    from vtc.models.fast import Runner
 
     monkeypatch.setattr(fast, "in_blocks", lambda q: blocks)
     model, x = llm(kv_heads, dtype="bfloat16"), torch.randn(1, 40, 64).bfloat16()
@@ -81,7 +84,7 @@ def test_the_runner_in_bf16_is_as_near_as_bf16_allows(kv_heads, blocks, monkeypa
 def test_a_runner_too_small_says_so():
     import torch
 
-    from vtc.fast import Runner
+    from vtc.models.fast import Runner
 
     with pytest.raises(InputError, match="built for 1 x 8"):
         Runner(llm(), 8).prefill(torch.zeros(1, 9, 64))
@@ -113,8 +116,8 @@ def test_samples_are_taken_in_turn_after_a_warm_up():
 
 @pytest.fixture(scope="module")
 def clock():
-    c = bench.case("smoke:xs", (0, 1, 16), baseline=True, **SMALL)
-    rows = pd.DataFrame([{**c, **row} for row in bench.measure(c)])
+    c = benchmark.case("smoke:xs", (0, 1, 16), baseline=True, **SMALL)
+    rows = pd.DataFrame([{**c, **row} for row in benchmark.measure(c)])
     again = rows.assign(repeat=1, **{name: rows[name] * 1.01 for name in ("median_ms", "low_ms", "high_ms")})
     return pd.concat([rows, again], ignore_index=True)
 
@@ -132,24 +135,24 @@ def test_a_case_gives_every_stage_with_its_floor(clock):
     assert counted["share"].between(0, 1.5).all()
     assert (clock["peak_bytes"] > 1e8).all() and (clock["peak_flops"] >= clock["peak_plain_flops"]).all()
     prefill = first[(first["stage"] == "prefill") & (first["tokens"] == 16)].iloc[0]
-    assert prefill["flops"] == pytest.approx(cost.llm_pass(bench.shapes(first.iloc[0])[0], 66).flops)
+    assert prefill["flops"] == pytest.approx(cost.llm_pass(benchmark.shapes(first.iloc[0])[0], 66).flops)
 
 
 def test_reading_the_clock(clock):
-    again = bench.repeatability(clock)
+    again = benchmark.repeatability(clock)
     assert len(again) == len(clock) / 2 and again["ratio"].round(6).eq(1.01).all()
     assert again["within"].mean() > 0.5  # intervals of five samples are wider than a hundredth, nearly always
     far = clock.assign(
         low_ms=clock["low_ms"] * (1 + clock["repeat"] * 99),
         high_ms=clock["high_ms"] * (1 + clock["repeat"] * 99),
     )
-    assert not bench.repeatability(far)["within"].all()
-    beside = bench.against_baseline(clock)
+    assert not benchmark.repeatability(far)["within"].all()
+    beside = benchmark.against_baseline(clock)
     assert set(beside["what"]) == {"one token", "all tokens"} and (beside["speedup"] > 0).all()
-    said = bench.predicted(clock.assign(device="here"))
+    said = benchmark.predicted(clock.assign(device="here"))
     assert set(said["stage"]) == {"ttft", "decode"} and set(said["held_out"]) == {True, False}
     assert np.allclose(said["predicted_ms"], said["median_ms"] * (1 + said["error"]))
-    table = bench.floors(clock)
+    table = benchmark.floors(clock)
     assert set(table["stage"]) == {"prefill", "decode"}
 
 
@@ -173,7 +176,7 @@ def test_prediction_recovers_a_machine_that_obeys_the_roofline(on):
         "peak_flops": 1e12,
         "bandwidth": 5e10,
     }
-    said = bench.predicted(pd.DataFrame(rows).assign(**same))
+    said = benchmark.predicted(pd.DataFrame(rows).assign(**same))
     assert said["held_out"].sum() == 4 and said["error"].abs().max() < 0.02
 
 
@@ -182,10 +185,10 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
     p = profiles.get("laptop")
     with pytest.raises(InputError, match="vtc bench"):
-        bench.here(p)
+        benchmark.here(p)
     p.runs.mkdir(parents=True)
     shutil.copy(p.results / "03_clock.csv", p.runs)
-    device, clock = bench.here(p), bench.ok(records.stored(bench.STEM, p))
+    device, clock = benchmark.here(p), benchmark.ok(store.stored(benchmark.STEM, p))
     pipe = cost.Pipeline(cost.llm("0.5"), compressor="quecc", features_cached=True)
     for V in (1, 144, 576):
         same = clock.query("llm == 'qwen1.5-0.5b' and batch == 1 and dtype == 'bf16' and tokens == @V")
@@ -196,15 +199,15 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
 
 
 def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
-    c = bench.case("smoke:xs", (1, 16), **SMALL)
-    rows = bench.measure(c, memory_gb=0.02)  # less than one matrix takes
+    c = benchmark.case("smoke:xs", (1, 16), **SMALL)
+    rows = benchmark.measure(c, memory_gb=0.02)  # less than one matrix takes
     assert [(row["tokens"], row["status"]) for row in rows] == [
-        (1, bench.OUT_OF_MEMORY),
-        (16, bench.OUT_OF_MEMORY),
+        (1, benchmark.OUT_OF_MEMORY),
+        (16, benchmark.OUT_OF_MEMORY),
     ]
-    huge = bench.case("qwen1.5-14b", (576,), batch=10_000)
-    rows = bench.measure(huge)  # refused before it starts
-    assert rows[0]["status"] == bench.OUT_OF_MEMORY and rows[0]["needs_bytes"] > 1e12
+    huge = benchmark.case("qwen1.5-14b", (576,), batch=10_000)
+    rows = benchmark.measure(huge)  # refused before it starts
+    assert rows[0]["status"] == benchmark.OUT_OF_MEMORY and rows[0]["needs_bytes"] > 1e12
 
 
 @pytest.mark.parametrize(
@@ -238,14 +241,14 @@ def test_a_gpu_that_is_not_there(capsys):
     assert __main__.main(["bench", "--llm", "0.5", "--device", "cuda"]) == 2
     assert "no GPU was found" in capsys.readouterr().err
     with pytest.raises(InputError, match="none was found and no rows"):  # replay only, nothing is clocked
-        bench.table(profiles.get("gpu", recompute=True, run="empty"))
+        clock_rows.table(profiles.get("gpu", recompute=True, run="empty"))
 
 
 @pytest.mark.parametrize("t, past", [(1, 0), (5, 0), (128, 3), (300, 40)])
 def test_attention_in_blocks_is_attention(t, past):
     import torch
 
-    from vtc.fast import attend_in_blocks
+    from vtc.models.fast import attend_in_blocks
 
     draw = torch.Generator().manual_seed(0)
     q, keys, values = (torch.randn(2, 3, n, 8, generator=draw) for n in (t, t + past, t + past))
@@ -259,7 +262,7 @@ def test_a_floor_is_that_of_the_whole_run():
     same = {"device": "cpu", "dtype": "bf16", "parts": "[[4e9, 1e6], [1e6, 3e9]]", "median_ms": 10.0}
     found = [(1e12, "2026-01-01T10"), (5e11, "2026-01-01T11"), (5e11, "2026-01-02T10")]
     rows = pd.DataFrame([{**same, "bandwidth": 1e12, "peak_flops": peak, "date": day} for peak, day in found])
-    found = bench.of_one_run(rows.assign(floor_ms=1.0, share=0.1, binds="bandwidth"))
+    found = benchmark.of_one_run(rows.assign(floor_ms=1.0, share=0.1, binds="bandwidth"))
     assert found["floor_ms"].tolist() == pytest.approx([7, 7, 11])
     assert found["share"].tolist() == pytest.approx([0.7, 0.7, 1.1])
     assert found["binds"].tolist() == ["compute", "compute", "compute"]
@@ -278,7 +281,7 @@ def test_what_longer_texts_and_answers_leave_of_the_gain():
     assert found.loc[("first token", 50, 8), "measured"] == pytest.approx(626 / 51)
     assert found.loc[("whole answer", 50, 64), "measured"] == pytest.approx((626 + 126) / (51 + 126))
     assert found["measured"].tolist() == pytest.approx(found["counted"].tolist())
-    wanted = bench.prompts(profiles.get("laptop"))
+    wanted = benchmark.prompts(profiles.get("laptop"))
     assert len({c["Q"] for c in wanted}) >= 3 and len({c["G"] for c in wanted}) >= 3
 
 
@@ -301,8 +304,8 @@ def test_a_quickened_tower_gives_the_same_features(dtype, atol, monkeypatch):
 
     import torch
 
-    from vtc import fast
-    from vtc.tower import Tower
+    from vtc.models import fast
+    from vtc.models.tower import Tower
 
     monkeypatch.setattr(fast, "in_blocks", lambda q: dtype == "bfloat16")
     p = profiles.get("smoke")

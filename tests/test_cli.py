@@ -8,7 +8,15 @@ import pytest
 
 from vtc import InputError, __main__, profiles
 
-LIGHT = ["vtc.profiles", "vtc.records", "vtc.figures", "vtc.cost", "vtc.scaling", "vtc.plan", "vtc.reproduce"]
+LIGHT = [
+    "vtc.profiles",
+    "vtc.experiments.store",
+    "vtc.figures",
+    "vtc.cost",
+    "vtc.scaling",
+    "vtc.scaling.plan",
+    "vtc.experiments.reproduce",
+]
 
 
 def vtc(*words, **options):
@@ -24,11 +32,11 @@ def fake(monkeypatch):
         def main(args):
             return action(args)
 
-        module = types.ModuleType("vtc.fake")
+        module = types.ModuleType("vtc.commands.fake")
         module.add_arguments = lambda parser: parser.add_argument("--word")
         module.main = main
-        monkeypatch.setitem(sys.modules, "vtc.fake", module)
-        monkeypatch.setitem(__main__.COMMANDS, "fake", ("vtc.fake", "does as it is told"))
+        monkeypatch.setitem(sys.modules, "vtc.commands.fake", module)
+        monkeypatch.setitem(__main__.COMMANDS, "fake", "does as it is told")
 
     return put
 

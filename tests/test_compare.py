@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import compare, data, profiles, sweep
-from vtc.compressors import speed
+from vtc import data, profiles
+from vtc.benchmark import speed
+from vtc.evaluation import compare
+from vtc.experiments import sweep
 
 TASKS = [t for t in data.TASKS for _ in range(200)]
 

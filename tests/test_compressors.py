@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vtc import InputError, compressors
+from vtc.benchmark.speed import Published
 from vtc.compressors import build, ledger, names, possible, windowed
 from vtc.compressors.base import Compressor, Features, Official
-from vtc.compressors.distil import Distil
-from vtc.compressors.prune import PruMerge
-from vtc.compressors.speed import Published
+from vtc.compressors.zoo.prune import PruMerge
+from vtc.training.losses import Distil
 
 D, LEVELS, LLM, HEADS = 16, 48, 24, 4  # widths of tower, levels, LLM; heads of the tower's keys
 CONFIG = Qwen2Config(hidden_size=LLM, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,

@@ -11,7 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vtc import __main__, profiles, records, reproduce, rows
+from vtc import __main__, profiles
+from vtc.experiments import reproduce, rows, store
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -77,7 +78,8 @@ def test_stored_outputs_speak_of_no_machine(path):
 
 SWEEP = """import time
 from pathlib import Path
-from vtc import profiles, records
+from vtc import profiles
+from vtc.experiments import store
 p = profiles.get(profile, recompute)
 def measure(case):
     time.sleep(0.3)
@@ -187,12 +189,12 @@ def test_the_table_sets_ours_beside_recorded_and_paper(tmp_path, monkeypatch):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
     recorded = profiles.get("smoke")
-    records.claim(recorded, "ratio", "N counts more than V", 4.7, 4.5, verdict="held")
+    store.claim(recorded, "ratio", "N counts more than V", 4.7, 4.5, verdict="held")
     recorded.results.mkdir(parents=True)
     (recorded.runs / "claims.csv").rename(recorded.results / "claims.csv")
     now = profiles.get("smoke", recompute=True, run="again")
-    records.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="open")
-    records.claim(now, "words", "one token wins", "yes", "no", verdict="open")
+    store.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="open")
+    store.claim(now, "words", "one token wins", "yes", "no", verdict="open")
     table = [re.split(r"\s{2,}", line) for line in reproduce.comparison(now).splitlines()]
     assert table[0] == ["claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict"]
     assert table[2] == ["N counts more than V", "4.25", "4.5", "4.7", "-0.25", "-0.45", "open"]

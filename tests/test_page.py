@@ -1,4 +1,6 @@
-"""The planner page in a real browser: sliders move N and V, numbers are `vtc.plan`'s, nothing leaves it."""
+"""The planner page in a real browser: sliders move N and V, numbers are those of `vtc.scaling.plan`.
+
+Nothing leaves it."""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import pytest
 
 from vtc import cost
 from vtc.figures import page
-from vtc.plan import Request, plan
 from vtc.scaling import fit, published
+from vtc.scaling.plan import Request, plan
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None

@@ -14,10 +14,10 @@ import torch
 
 from vtc.compressors import build
 from vtc.compressors.base import Features, pick
-from vtc.compressors.fastv import rank, survivors, visible
-from vtc.compressors.prune import class_attention, outlier_share
 from vtc.compressors.simple import given_tokens
-from vtc.compressors.tome import TowerAttention, match, merge, schedule, unmerge
+from vtc.compressors.zoo.fastv import rank, survivors, visible
+from vtc.compressors.zoo.prune import class_attention, outlier_share
+from vtc.compressors.zoo.tome import TowerAttention, match, merge, schedule, unmerge
 
 
 def tensor(case, spec):

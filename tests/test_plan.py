@@ -9,8 +9,8 @@ import pytest
 
 from vtc import InputError, cost
 from vtc.__main__ import main as vtc
-from vtc.plan import GRID_TOKENS, Request, measures, plan
 from vtc.scaling import fit, published
+from vtc.scaling.plan import GRID_TOKENS, Request, measures, plan
 
 
 @pytest.fixture(scope="module")

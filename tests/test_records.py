@@ -15,8 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vtc import InputError, profiles, records, rows
-from vtc.workers import WorkerError, spread
+from vtc import InputError, profiles
+from vtc.commands import record
+from vtc.experiments import rows, store
+from vtc.experiments.executor import WorkerError, spread
 
 CASES = [{"compressor": "mean", "V": v, "seed": s} for s in (0, 1) for v in (1, 4)]
 
@@ -73,8 +75,8 @@ def made(folder):
 
 def test_only_missing_cases_are_measured(profile, tmp_path):
     measure = functools.partial(noted, tmp_path)
-    first = records.table("x", profile, CASES[:2], measure)
-    again = records.table("x", profile, CASES, measure)
+    first = store.table("x", profile, CASES[:2], measure)
+    again = store.table("x", profile, CASES, measure)
     assert [line.split()[:2] for line in made(tmp_path)] == [["1", "0"], ["4", "0"], ["1", "1"], ["4", "1"]]
     pd.testing.assert_frame_equal(first, again.iloc[:2])
     assert list(again.columns[:4]) == ["compressor", "V", "seed", "error"]
@@ -87,7 +89,7 @@ def test_a_changed_field_is_another_case(profile, tmp_path):
     same = [{"seed": 0, "V": 1.0}, base | {"k": None}]
     other = [base | {"k": k} for k in (1, 2, True, "1 ")]
     for case in [base, *same, *other]:
-        records.table("x", profile, [case], measure)
+        store.table("x", profile, [case], measure)
     assert len(made(tmp_path)) == 1 + len(other)
 
 
@@ -95,16 +97,14 @@ def test_rows_come_in_the_order_of_the_cases_with_all_of_a_case(profile):
     def several(case):
         return [{"task": task, "error": case["V"]} for task in ("read", "count")]
 
-    records.table("x", profile, CASES, several)
-    found = records.table("x", profile, CASES[::-1], None)
+    store.table("x", profile, CASES, several)
+    found = store.table("x", profile, CASES[::-1], None)
     assert found.V.tolist() == [4, 4, 1, 1, 4, 4, 1, 1]
     assert found.task.tolist() == ["read", "count"] * 4
 
 
 def test_provenance_is_written_and_a_measurement_may_overrule_it(profile):
-    row = records.table("x", profile, CASES[:1], lambda case: {"device": "abacus", "dtype": "bfloat16"}).iloc[
-        0
-    ]
+    row = store.table("x", profile, CASES[:1], lambda case: {"device": "abacus", "dtype": "bfloat16"}).iloc[0]
     assert (row["device"], row["dtype"], row["profile"]) == ("abacus", "bfloat16", "smoke")
     assert row.seconds >= 0 and row.date.endswith("+00:00")
     assert {"python", "torch", "transformers", "commit"} <= set(row.index)
@@ -112,46 +112,46 @@ def test_provenance_is_written_and_a_measurement_may_overrule_it(profile):
 
 def test_recorded_rows_are_read_and_never_written(profile, tmp_path):
     recorded = profile.results / "x.csv"
-    records.table("x", profile, CASES[:1], half)
+    store.table("x", profile, CASES[:1], half)
     profile.results.mkdir(parents=True)
     (profile.runs / "x.csv").rename(recorded)
     before = recorded.read_bytes()
     measure = functools.partial(noted, tmp_path)
-    records.table("x", profile, CASES[:1], measure)
+    store.table("x", profile, CASES[:1], measure)
     assert not (tmp_path / "measured").exists()
-    records.table("x", replace(profile, recompute=True), CASES[:1], measure)
+    store.table("x", replace(profile, recompute=True), CASES[:1], measure)
     assert len(made(tmp_path)) == 1
     assert recorded.read_bytes() == before
 
 
 def test_new_columns_widen_the_file_and_strange_ones_are_kept(profile):
-    records.table("x", profile, CASES[:1], half)
-    wide = records.table("x", profile, CASES[:2], lambda case: {"note": 'a, "b"\nc', "error": math.nan})
+    store.table("x", profile, CASES[:1], half)
+    wide = store.table("x", profile, CASES[:2], lambda case: {"note": 'a, "b"\nc', "error": math.nan})
     assert wide.note.tolist()[1] == 'a, "b" c'
     assert wide.error.isna().tolist() == [False, True]
-    assert records.stored("x", profile).V.tolist() == [1, 4]
+    assert store.stored("x", profile).V.tolist() == [1, 4]
 
 
 def test_any_torn_end_costs_one_row_at_most(profile, tmp_path):
-    records.table("x", profile, CASES, half)
+    store.table("x", profile, CASES, half)
     path = profile.runs / "x.csv"
     whole = path.read_bytes()
-    expected = records.table("x", profile, CASES, None).drop(columns=["seconds", "date"])
+    expected = store.table("x", profile, CASES, None).drop(columns=["seconds", "date"])
     for cut in range(0, len(whole), 7):  # wherever the disk stopped
         path.write_bytes(whole[:cut])
-        kept = len(records.stored("x", profile))
+        kept = len(store.stored("x", profile))
         assert kept >= whole[:cut].count(b"\n") - 1
-        records.table("x", profile, CASES, half)
-        again = records.table("x", profile, CASES, None).drop(columns=["seconds", "date"])
+        store.table("x", profile, CASES, half)
+        again = store.table("x", profile, CASES, None).drop(columns=["seconds", "date"])
         pd.testing.assert_frame_equal(again, expected)
 
 
 def test_an_unfinished_group_of_rows_is_measured_again(profile):
-    records.table("x", profile, CASES[:2], lambda case: [{"task": t, "error": 0.5} for t in "abc"])
+    store.table("x", profile, CASES[:2], lambda case: [{"task": t, "error": 0.5} for t in "abc"])
     path = profile.runs / "x.csv"
     path.write_bytes(path.read_bytes().rstrip(b"\n").rpartition(b"\n")[0] + b"\n")  # the last row is gone
-    assert len(records.stored("x", profile)) == 3
-    again = records.table("x", profile, CASES[:2], lambda case: [{"task": t, "error": 0.5} for t in "abc"])
+    assert len(store.stored("x", profile)) == 3
+    again = store.table("x", profile, CASES[:2], lambda case: [{"task": t, "error": 0.5} for t in "abc"])
     assert again.task.tolist() == list("abcabc")
 
 
@@ -165,24 +165,24 @@ def test_values_come_back_as_they_went(profile):
         lambda: "w" + "".join(draw.choices(letters, k=draw.randint(0, 12))),
     ]
     cases = [{"id": i, "value": draw.choice(makers)()} for i in range(200)]
-    found = records.table("x", profile, cases, lambda case: {"copy": case["value"]})
+    found = store.table("x", profile, cases, lambda case: {"copy": case["value"]})
     texts = rows.read(profile.runs / "x.csv")
     for case, value, copy, row in zip(cases, found["value"], found["copy"], texts):
         exact = rows.from_text(row["value"])
         assert exact == case["value"] and type(exact) is type(case["value"])
         assert value == copy or (pd.isna(value) and pd.isna(copy))
-    records.table("x", profile, cases, lambda case: pytest.fail("a row was not found again"))
+    store.table("x", profile, cases, lambda case: pytest.fail("a row was not found again"))
 
 
 def test_equal_cases_are_refused(profile):
     with pytest.raises(InputError, match="x: 2 cases, but only 1 differ"):
-        records.table("x", profile, [{"V": 1}, {"V": 1.0}], half)
+        store.table("x", profile, [{"V": 1}, {"V": 1.0}], half)
 
 
 def test_workers_measure_the_same_rows_in_processes_of_one_thread(profile, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    alone = records.table("alone", profile, CASES, half)
-    together = records.table("x", profile, CASES, functools.partial(slow, tmp_path), workers=2)
+    alone = store.table("alone", profile, CASES, half)
+    together = store.table("x", profile, CASES, functools.partial(slow, tmp_path), workers=2)
     pd.testing.assert_series_equal(alone.error, together.error)
     pids, threads = zip(*[line.split()[2:] for line in made(tmp_path)])
     assert len(set(pids)) == 2 and str(os.getpid()) not in pids
@@ -193,16 +193,16 @@ def test_workers_measure_the_same_rows_in_processes_of_one_thread(profile, tmp_p
 def test_a_failing_case_is_named_and_the_others_stay(profile, workers):
     good, bad = {"V": 1, "seed": 0}, {"V": 4, "seed": 0}
     with pytest.raises(RuntimeError, match=r"^KeyError: 'no four here' \(x, case V=4, seed=0\)"):
-        records.table("x", profile, [good, bad], picky, workers=workers)
-    assert records.stored("x", profile).V.tolist() == [1]
+        store.table("x", profile, [good, bad], picky, workers=workers)
+    assert store.stored("x", profile).V.tolist() == [1]
     with pytest.raises(InputError, match=r"^no four here \(x, case V=4, seed=1\)"):
-        records.table("x", profile, [bad | {"seed": 1}], picky, workers=workers)
+        store.table("x", profile, [bad | {"seed": 1}], picky, workers=workers)
 
 
 def test_a_killed_worker_is_reported_with_its_case(profile):
     with pytest.raises(RuntimeError, match=r"out of memory\?.*V=4, seed="):
-        records.table("x", profile, CASES, suicidal, workers=2)
-    assert (records.stored("x", profile).V == 1).all()
+        store.table("x", profile, CASES, suicidal, workers=2)
+    assert (store.stored("x", profile).V == 1).all()
 
 
 def test_cases_are_begun_in_their_order():
@@ -217,7 +217,8 @@ SWEEP = """
 import functools, sys
 sys.path.insert(0, {tests!r})
 import test_records as t
-from vtc import profiles, records
+from vtc import profiles
+from vtc.experiments import store
 if __name__ == "__main__":
     cases = [{{"V": v, "seed": s}} for s in range(3) for v in range(4)]
     measure = functools.partial(t.{measure}, {folder!r})
@@ -240,7 +241,7 @@ def sweep(tmp_path, monkeypatch):
 
 
 def rows_of_sweep():
-    return records.stored("x", profiles.get("smoke", recompute=True))
+    return store.stored("x", profiles.get("smoke", recompute=True))
 
 
 def wait_for(condition, seconds=300):
@@ -291,13 +292,13 @@ def test_two_programs_share_a_sweep_without_measuring_twice(sweep, tmp_path):
 
 
 def test_the_newest_claim_counts_and_repeating_it_adds_nothing(profile):
-    records.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.1, 3.9, 4.4, "open", "v1")
-    records.claim(profile, "few", "one token wins", "1", 4, verdict="open")
-    records.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.6, 4.1, 5.3, "held", "v1")
+    store.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.1, 3.9, 4.4, "open", "v1")
+    store.claim(profile, "few", "one token wins", "1", 4, verdict="open")
+    store.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.6, 4.1, 5.3, "held", "v1")
     size = (profile.runs / "claims.csv").stat().st_size
-    records.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.6, 4.1, 5.3, "held", "v1")
+    store.claim(profile, "ratio", "error falls five times faster with N", 4.7, 4.6, 4.1, 5.3, "held", "v1")
     assert (profile.runs / "claims.csv").stat().st_size == size
-    found = records.claims(profile)
+    found = store.claims(profile)
     assert found.id.tolist() == ["ratio", "few"]
     assert found.ours.tolist() == [4.6, 4] and found.verdict.tolist() == ["held", "open"]
 
@@ -313,16 +314,16 @@ def test_record_merges_by_key_keeps_the_newer_and_sorts(profile, capsys):
     profile.figures.mkdir()
     (profile.figures / "02_x.svg").write_text("<svg/>")
     args = type("Args", (), {"profile": "smoke", "name": ""})
-    assert records.main(args) == 0
+    assert record.main(args) == 0
     assert "x.csv: 1 added, 1 replaced" in capsys.readouterr().out
     merged = rows.read(profile.results / "x.csv")
     assert [(row["V"], row["e"]) for row in merged] == [("1", "2"), ("4", "1"), ("9", "2"), ("10", "1")]
     assert (profile.recorded_figures / "02_x.svg").read_text() == "<svg/>"
     before = (profile.results / "x.csv").read_bytes()
-    assert records.main(args) == 0  # a second time changes nothing
+    assert record.main(args) == 0  # a second time changes nothing
     assert (profile.results / "x.csv").read_bytes() == before
 
 
 def test_record_without_rows_says_what_to_do(profile):
     with pytest.raises(InputError, match="vtc reproduce"):
-        records.main(type("Args", (), {"profile": "smoke", "name": ""}))
+        record.main(type("Args", (), {"profile": "smoke", "name": ""}))

@@ -172,13 +172,13 @@ def test_one_version():
 
 def test_the_readme_sets_duels_side_by_side(tmp_path):
     """A line a pair, a column a V, the paper's numbers below; what held is bold."""
-    from vtc import readme
+    from vtc.experiments import report
 
     said = "id,statement,paper,ours,low,high,verdict\n"
     said += '05-a-b-16,A scores higher than B at V = 16,not tested,"-0.1 [-0.2, 0.1], 3 seeds",-.2,.1,open\n'
     said += '05-a-b-4,A scores higher than B at V = 4,+0.01,"+0.2 [+0.1, +0.3], 8 seeds",.1,.3,held\n'
     (tmp_path / "claims.csv").write_text(said)
-    lines = readme._claims(tmp_path / "claims.csv").splitlines()
+    lines = report._claims(tmp_path / "claims.csv").splitlines()
     assert "| scores higher | V = 4 | V = 16 |" in lines
     assert "| A than B | **+0.2 [+0.1, +0.3]** | -0.1 [-0.2, 0.1] |" in lines
     assert "| - the paper, Table 1 | +0.01 |  |" in lines
@@ -187,11 +187,11 @@ def test_the_readme_sets_duels_side_by_side(tmp_path):
 
 def test_readme_says_what_the_recorded_rows_say():
     """The findings in README.md are those of results/laptop, and every file it links to is there."""
-    from vtc import readme
+    from vtc.experiments import report
 
-    text = readme.README.read_text(encoding="utf-8")
-    made = text.partition(readme.FIRST)[2].partition(readme.LAST)[0].strip()
-    assert made == readme.block()
+    text = report.README.read_text(encoding="utf-8")
+    made = text.partition(report.FIRST)[2].partition(report.LAST)[0].strip()
+    assert made == report.block()
     links = re.findall(r"\]\(([^)#:]+)\)", text)
-    missing = [link for link in links if not (readme.ROOT / link).exists()]
+    missing = [link for link in links if not (report.ROOT / link).exists()]
     assert not missing

@@ -14,10 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vtc
-from vtc import data, evaluate, profiles, sweep, tower, train
-from vtc.compressors.distil import Guided
-from vtc.llm import make_llm, make_tokenizer
-from vtc.loop import Muon, Stage, fit
+from vtc import data, profiles
+from vtc.evaluation import ask
+from vtc.experiments import sweep
+from vtc.models.llm import make_llm, make_tokenizer
+from vtc.training import stages, tower
+from vtc.training.loop import Muon, Stage, fit
+from vtc.training.losses import Guided
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,12 @@ def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
     tokenizer = make_tokenizer()
     scenes = data.make_scenes(8, "train", seed=0)
     told = [data.in_words(scenes, i) for i in range(8)]
-    bank = train.Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, told)
+    bank = stages.Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, told)
     stage = Stage("text", 8, 3e-3, ("llm",), 3)
 
     def run(folder, stop=None):
         torch.manual_seed(0)
-        model = train.TextModel(make_llm(size, len(tokenizer)), tokenizer)
+        model = stages.TextModel(make_llm(size, len(tokenizer)), tokenizer)
 
         def batch(step):
             if step == stop:
@@ -64,7 +67,7 @@ def test_one_cell_through_the_whole_path(smoke):
     """Real classes at toy size: tower, text stage, align, instruct, answers, row; the same row twice."""
     case = {"size": "xs", "V": 16, "compressor": "tokenpacker", "seed": 0}
     row = sweep.measure(smoke, case)
-    assert row["questions"] == len(evaluate.questions(smoke)) == len(sweep.unpacked(row["scores"]))
+    assert row["questions"] == len(ask.questions(smoke)) == len(sweep.unpacked(row["scores"]))
     assert row["N"] == sum(
         p.numel() for n, p in make_llm(smoke.size("xs"), 9).named_parameters() if "embed" not in n
     )
@@ -75,9 +78,9 @@ def test_one_cell_through_the_whole_path(smoke):
 
 def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
     """The second V costs no step, and has the same loss and other answers."""
-    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in train.served(smoke)]
+    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in stages.served(smoke)]
     rows = [sweep.measure(smoke, cases[0])]
-    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(stages, "fit", lambda *_: pytest.fail("trained again"))
     rows += [sweep.measure(smoke, case) for case in cases[1:]]
     assert len(rows) > 1 and len({row["loss"] for row in rows}) == 1
     assert len({row["scores"] for row in rows}) > 1
@@ -92,9 +95,9 @@ def test_a_compressor_may_be_aligned_at_more_tokens(smoke, monkeypatch, name, se
         stages.append(next((int(v) for v in batch(0)[2:]), None))
         return {"loss": 0.0, "seconds": 1.0, "steps": 1}
 
-    monkeypatch.setattr(train, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
-    monkeypatch.setattr(train, "fit", fit)
-    train.train(smoke, train.Case("xs", 1, name, 0))
+    monkeypatch.setattr(stages, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
+    monkeypatch.setattr(stages, "fit", fit)
+    stages.train(smoke, stages.Case("xs", 1, name, 0))
     assert stages == seen
 
 
@@ -110,13 +113,13 @@ def test_training_lowers_the_loss(smoke):
     """Thirty steps on eight scenes: far below the loss of guessing among all words."""
     tokenizer = make_tokenizer()
     scenes = data.make_scenes(8, "train", seed=0)
-    bank = train.Bank(
+    bank = stages.Bank(
         data.ask(scenes, ("digits", "max"), "text", 0),
         tokenizer,
         [data.in_words(scenes, i) for i in range(8)],
     )
     torch.manual_seed(0)
-    model = train.TextModel(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
+    model = stages.TextModel(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
     stage = Stage("text", 30, 3e-3, ("llm",), 1000)
     notes = fit(model, stage, lambda step: (bank.draw(8, 2, np.random.default_rng(step))[0],), None)
     assert notes["loss"] < 0.5 * np.log(len(tokenizer))
@@ -145,7 +148,7 @@ def test_the_bank_packs_what_it_was_given():
         data.Question(0, "x", "how many digits ?", "3"),
         data.Question(0, "y", "read the digits ?", "1 2 3"),
     ]
-    bank = train.Bank(questions, tokenizer)
+    bank = stages.Bank(questions, tokenizer)
     packed = bank.pack([[0, 1]], np.zeros(1, int))
     assert tokenizer.decode(packed.ids[0]) == "how many digits ? 3 <end> read the digits ? 1 2 3 <end>"
     assert packed.segment[0].tolist() == [0] * 6 + [1] * 8
@@ -164,7 +167,9 @@ def test_the_bank_packs_what_it_was_given():
 def test_the_bank_pads_questions_as_its_tokenizer_does():
     tokenizer = make_tokenizer()
     tokenizer.pad_token = "<end>"
-    bank = train.Bank([data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer)
+    bank = stages.Bank(
+        [data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer
+    )
     padded = bank.pack([[0, 1]], np.zeros(1, int)).questions[0]  # (2, 4)
     assert (padded == tokenizer.pad_token_id).tolist() == [[False, False, True, True], [False] * 4]
 
@@ -174,7 +179,7 @@ def test_the_bank_pads_questions_as_its_tokenizer_does():
     [("1 2 3", "1 2 3", 1), ("", "1 2", 0), ("1 3", "1 2 3", 2 / 3), ("3 2 1", "1 2 3", 1 / 3), ("", "", 1)],
 )
 def test_edit_similarity_by_hand(said, right, similarity):
-    assert evaluate.edit_similarity(said, right) == pytest.approx(similarity)
+    assert ask.edit_similarity(said, right) == pytest.approx(similarity)
 
 
 def test_packed_scores_come_back():
@@ -185,7 +190,7 @@ def test_packed_scores_come_back():
 def test_errors_average_tasks_not_questions():
     asked = [data.Question(0, t, "?", "a") for t in data.TASKS] + [data.Question(0, "max", "?", "a")] * 3
     scores = [float(q.task == "max") for q in asked]
-    row = evaluate.errors(asked, scores)
+    row = ask.errors(asked, scores)
     assert row["error_reasoning"] == pytest.approx(1 - 1 / len(data.REASONING)) and row["error_ocr"] == 1
 
 
@@ -238,11 +243,11 @@ def test_a_checkpoint_tower_also_gives_its_class_token(smoke, tmp_path):
 
 
 def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
-    case = train.Case("xs", 4, "quecc_distilled", 0)
-    model, notes = train.train(smoke, case)
+    case = stages.Case("xs", 4, "quecc_distilled", 0)
+    model, notes = stages.train(smoke, case)
     assert not any("distil" in name for name in model.state_dict())
     guided = Guided(model)
-    questions = train.Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
+    questions = stages.Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
     packed, rows = questions.draw(2, 3, np.random.default_rng(0))
     seen = tower.features(smoke, "test")[torch.from_numpy(rows)].to(torch.float32)
     own = model(packed, seen)
@@ -263,36 +268,36 @@ def test_compressors_without_training_go_the_whole_way(smoke, name):
 @pytest.mark.parametrize(
     "bad, good, said",
     [
-        (train.Case("xs", 4, "fastv", 0), train.Case("m", 4, "fastv", 0), "layer 2"),
+        (stages.Case("xs", 4, "fastv", 0), stages.Case("m", 4, "fastv", 0), "layer 2"),
         (
-            train.Case("m", 4, "fastv", 0, '{"layer": 3}'),
-            train.Case("xs", 4, "fastv", 0, '{"layer": 1}'),
+            stages.Case("m", 4, "fastv", 0, '{"layer": 3}'),
+            stages.Case("xs", 4, "fastv", 0, '{"layer": 1}'),
             "3",
         ),
-        (train.Case("m", 7, "mqt_nested", 0), train.Case("m", 9, "mqt_nested", 0), "0 .*, 1, 4, 9, 16, 36"),
+        (stages.Case("m", 7, "mqt_nested", 0), stages.Case("m", 9, "mqt_nested", 0), "0 .*, 1, 4, 9, 16, 36"),
     ],
 )
 def test_cases_that_would_fail_later_are_said_before_any_work(bad, good, said):
     laptop = profiles.get("laptop")
-    train.check(laptop, good)
+    stages.check(laptop, good)
     with pytest.raises(vtc.InputError, match=said):
-        train.check(laptop, bad)
+        stages.check(laptop, bad)
 
 
 def test_each_training_has_a_folder_of_its_own(smoke):
-    case = train.Case("xs", 16, "m3", 0)
+    case = stages.Case("xs", 16, "m3", 0)
     said = [[data.Conversation(Path("a.png"), (("what ?", answer),))] for answer in ("red", "blue")]
-    folders = [train.checkpoints(smoke, case, one) for one in (None, *said)]
+    folders = [stages.checkpoints(smoke, case, one) for one in (None, *said)]
     assert folders[0].name == "m3-xs-V16-0" and len(set(folders)) == 3
 
 
 def test_a_compressor_trained_once_is_kept_for_its_options(smoke, monkeypatch):
     asked = []
-    monkeypatch.setattr(train, "_train", lambda p, case, every: asked.append(case.options) or 1 / 0)
+    monkeypatch.setattr(stages, "_train", lambda p, case, every: asked.append(case.options) or 1 / 0)
     for options in ("{}", '{"heads": 2}'):
-        kept = train.Case("xs", 1, "mqt_nested", 7, options)
+        kept = stages.Case("xs", 1, "mqt_nested", 7, options)
         with pytest.raises(ZeroDivisionError):
-            train.train(smoke, kept)
+            stages.train(smoke, kept)
         made = smoke.cache / f"mqt_nested-xs-7{'-heads2' if 'heads' in options else ''}"
         (made / "every-V.safetensors").touch()
     assert asked == ["{}", '{"heads": 2}']
@@ -327,17 +332,17 @@ def test_own_data_train_a_nested_compressor_at_every_V(smoke, tmp_path, monkeypa
         drawn.update(int(batch(step)[2]) for step in range(9))
         return {"loss": 0.0, "seconds": 1.0, "steps": 1}
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(stages, "fit", fit)
     said = [data.Conversation(tmp_path / "a.png", (("what color ?", "red"), ("what ?", "red")))]
-    train.train_own(smoke, train.Case("xs", 16, "mqt_nested", 0), said)
-    assert drawn == set(train.served(smoke))
+    stages.train_own(smoke, stages.Case("xs", 16, "mqt_nested", 0), said)
+    assert drawn == set(stages.served(smoke))
 
 
 def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     said = [data.Conversation(tmp_path / "a.png", (("describe", "red"),))]
     with pytest.raises(vtc.InputError, match="'describe': 1 tokens"):
-        train.train_own(smoke, train.Case("xs", 4, "quecc_shared", 0), said)
+        stages.train_own(smoke, stages.Case("xs", 4, "quecc_shared", 0), said)
 
 
 def test_own_images_train_save_and_answer(smoke, tmp_path):
@@ -350,7 +355,7 @@ def test_own_images_train_save_and_answer(smoke, tmp_path):
     (tmp_path / "talk.json").write_text(json.dumps(entries))
     said = data.read_llava(tmp_path / "talk.json", tmp_path)
     p = replace(smoke, recipe=replace(smoke.recipe, align_steps=2, instruct_steps=25, pack=2))
-    model, _ = train.train_own(p, train.Case("xs", 4, "quecc", 0), said)
+    model, _ = stages.train_own(p, stages.Case("xs", 4, "quecc", 0), said)
     model.save_pretrained(tmp_path / "model")
-    row = evaluate.own(vtc.vlm.VLM.from_pretrained(tmp_path / "model"), said)
+    row = ask.own(vtc.models.vlm.VLM.from_pretrained(tmp_path / "model"), said)
     assert row["questions"] == 6 and row["exact"] == 1.0  # every answer is "red"

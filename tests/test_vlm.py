@@ -11,12 +11,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 import vtc
-from vtc import data, profiles, tower, train
+from vtc import data, profiles
 from vtc.compressors.base import Features
-from vtc.fast import Runner
-from vtc.llm import Norm, make_llm, make_tokenizer, swap_norms
-from vtc.prompt import NOBODY, SHARED, block_mask
-from vtc.vlm import VLM
+from vtc.models.fast import Runner
+from vtc.models.llm import Norm, make_llm, make_tokenizer, swap_norms
+from vtc.models.prompt import NOBODY, SHARED, block_mask
+from vtc.models.vlm import VLM
+from vtc.training import stages, tower
 
 P = profiles.get("smoke")
 SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)
@@ -30,8 +31,8 @@ def features(b: int, seed: int = 0) -> Features:
 def model(compressor: str = "tokenpacker", V: int = 4, **options) -> VLM:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    case = train.Case("test", V, compressor, 0, json.dumps(options))
-    return train.assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
+    case = stages.Case("test", V, compressor, 0, json.dumps(options))
+    return stages.assemble(P, case, make_llm(SIZE, len(tokenizer)), tokenizer).eval()
 
 
 def talkative(compressor: str, V: int = 4, **options) -> VLM:
@@ -43,9 +44,9 @@ def talkative(compressor: str, V: int = 4, **options) -> VLM:
     return vlm
 
 
-def bank(n: int = 4) -> train.Bank:
+def bank(n: int = 4) -> stages.Bank:
     scenes = data.make_scenes(n, "train", seed=11)
-    return train.Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+    return stages.Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
 
 
 def answer_losses(vlm: VLM, packed, seen: Features) -> float:
@@ -91,7 +92,7 @@ def test_generate_says_what_training_would(compressor, V):
     said = vlm.generate(seen, asked, max_new_tokens=3)
     assert len(set(said)) > 1
     for i, (question, answer) in enumerate(zip(asked, said)):
-        alone = train.Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
+        alone = stages.Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
         packed = alone.pack([[0]], np.zeros(1, int))
         with torch.no_grad():
             best = vlm.logits(packed, seen[i : i + 1]).argmax(-1).tolist()
@@ -188,9 +189,9 @@ def test_written_out_attention_and_norms_equal_transformers():
 
 def test_gradient_reaches_what_trains_and_nothing_else():
     vlm, questions = model(), bank(2)
-    stage = train.Stage("align", 1, 1e-3, ("compressor", "projector"), 100)
+    stage = stages.Stage("align", 1, 1e-3, ("compressor", "projector"), 100)
     before = {n: p.clone() for n, p in vlm.named_parameters()}
-    train.fit(vlm, stage, lambda step: (questions.pack([[0, 1], [12]], np.arange(2)), features(2)), None)
+    stages.fit(vlm, stage, lambda step: (questions.pack([[0, 1], [12]], np.arange(2)), features(2)), None)
     moved = {n.split(".")[0] for n, p in vlm.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"compressor"}  # TokenPacker ends at the LLM's width: it has no projector
 
@@ -275,13 +276,13 @@ def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **shape)
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     size = profiles.LLMSize("own", d=32, layers=2, heads=4, d_ff=64, checkpoint=str(tmp_path))
-    vlm = train.build(replace(P, sizes=(size,)), train.Case("own", 4, compressor, 0)).eval()
+    vlm = stages.build(replace(P, sizes=(size,)), stages.Case("own", 4, compressor, 0)).eval()
     assert vlm.tokenizer.pad_token_id == 3 and vlm.llm.dtype == torch.bfloat16
     vlm.save_pretrained(tmp_path / "saved")
     again, asked, seen = VLM.from_pretrained(tmp_path / "saved"), ["describe ?", "read ?"], features(2)
     assert len(vlm.generate(seen, asked)) == len(again.generate(seen, asked)) == 2
     rows = [data.Question(0, "own", q, "3") for q in ("describe ?", "read the digits ?")]
-    packed = train.Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
+    packed = stages.Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
     assert answer_losses(again, packed, seen) == pytest.approx(answer_losses(vlm, packed, seen), abs=0.02)
 
 
@@ -289,7 +290,7 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     """The meta device stands for an accelerator, as far as it carries."""
     vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]], np.zeros(1, int))
     assert vlm.where(seen, ["describe ?", "read the digits ?"]).is_meta
-    monkeypatch.setattr("vtc.answer._of_turns", lambda model, seen, *_: seen.last.is_meta)
+    monkeypatch.setattr("vtc.models.answer._of_turns", lambda model, seen, *_: seen.last.is_meta)
     assert vlm.generate(seen, ["describe ?"])
     monkeypatch.setattr(vlm, "logits", lambda packed, seen: 1 / (packed.ids.is_meta - seen.last.is_meta))
     with pytest.raises(ZeroDivisionError):  # both were moved

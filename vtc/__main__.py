@@ -9,16 +9,16 @@ import sys
 
 from vtc import InputError, __version__
 
-# command: (module, what it does); the module has add_arguments(parser) and main(args) -> exit code
+# what each command does; `vtc.commands.<command>` has add_arguments(parser) and main(args) -> exit code
 COMMANDS = {
-    "reproduce": ("vtc.reproduce", "run the five notebooks here and compare with the recorded rows"),
-    "train": ("vtc.train", "train one cell of the sweep, or a model on your own images"),
-    "evaluate": ("vtc.evaluate", "ask a trained model the test questions: error per task"),
-    "sweep": ("vtc.sweep", "train and ask every cell of a profile's sweep, resumable"),
-    "bench": ("vtc.bench", "clock this machine stage by stage: latency, memory, what binds"),
-    "fit": ("vtc.scaling", "fit the law to your own scores (a CSV with N, V, score), with intervals"),
-    "plan": ("vtc.plan", "which N and V to deploy on given hardware"),
-    "record": ("vtc.records", "take rows and figures measured here into results/ and figures/"),
+    "reproduce": "run the five notebooks here and compare with the recorded rows",
+    "train": "train one cell of the sweep, or a model on your own images",
+    "evaluate": "ask a trained model the test questions: error per task",
+    "sweep": "train and ask every cell of a profile's sweep, resumable",
+    "bench": "clock this machine stage by stage: latency, memory, what binds",
+    "fit": "fit the law to your own scores (a CSV with N, V, score), with intervals",
+    "plan": "which N and V to deploy on given hardware",
+    "record": "take rows and figures measured here into results/ and figures/",
 }
 
 
@@ -27,7 +27,7 @@ def _top() -> argparse.ArgumentParser:
         prog="vtc",
         usage="vtc <command> [options]   (vtc <command> --help tells its options)",
         description="Few visual tokens or a small LLM? A companion to arXiv 2411.03312.",
-        epilog="commands:\n" + "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vtc {__version__}")
@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         top.print_help(sys.stderr)
         return 2
     name, words = argv[0], argv[1:]
-    module, what = COMMANDS[name]
+    what = COMMANDS[name]
     try:
-        command = importlib.import_module(module)
+        command = importlib.import_module(f"vtc.commands.{name}")
         parser = argparse.ArgumentParser(prog=f"vtc {name}", description=f"{what[0].upper()}{what[1:]}.")
         command.add_arguments(parser)
         return command.main(parser.parse_args(words))

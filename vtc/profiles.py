@@ -38,7 +38,9 @@ class Recipe:
     text_steps: int  # LLM alone, on text: facts, sums, scenes told in words
     align_steps: int  # captions; compressor and projector learn, the LLM is frozen
     instruct_steps: int  # questions; the LLM learns too
-    text_lr: float = 3e-3  # peak learning rates; three times as much for Muon's matrices (`vtc.loop`)
+    text_lr: float = (
+        3e-3  # peak learning rates; three times as much for Muon's matrices (`vtc.training.loop`)
+    )
     align_lr: float = 3e-3
     instruct_lr: float = 2e-3
     # Width of the LLM for which these rates are meant; one d wide learns at sqrt(width / d) times them; None:
@@ -87,7 +89,9 @@ class Profile:
     questions_test: int  # questions a task at evaluation
     tower: TowerSize
     recipe: Recipe
-    zoo: tuple[str, ...]  # compressors, by name or set (`vtc.sweep.SETS`), that `vtc reproduce` measures
+    zoo: tuple[
+        str, ...
+    ]  # compressors, by name or set (`vtc.experiments.sweep.SETS`), that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts of notebook 05
     zoo_size: str  # LLM of notebook 05
     workers: int  # processes that measure cases side by side, one thread each

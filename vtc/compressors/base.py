@@ -99,7 +99,7 @@ class Compressor(nn.Module):
 
     @property
     def of_tower(self) -> dict[str, bool | int]:
-        """What it wants of the tower beside its outputs, as arguments of `vtc.tower.Tower`."""
+        """What it wants of the tower beside its outputs, as arguments of `vtc.models.tower.Tower`."""
         smaller = {"side": self.side} if self.shrinks_image else {}
         return {"selecting": self.needs_attention or self.needs_keys, **smaller}
 

@@ -2,7 +2,7 @@
 
 A request goes image -> tower -> compressor (-> question pass) -> projector -> LLM prefill -> first token
 -> decode. Each stage is a closed form in the shapes; nothing here imports torch or reads a clock.
-`vtc.bench` measures the same stages under the same names.
+`vtc.benchmark` measures the same stages under the same names.
 
 Conventions. A multiply-add is two operations. Matrix products and attention are counted; norms,
 activations and softmax are not (under 1 % of any stage here). Attention is counted as the full square,
@@ -42,4 +42,4 @@ from vtc.cost.roofline import (
     own_hardware,
     seconds,
 )
-from vtc.cost.shapes import BYTES, CLIP_L_336, LLMS, QWEN15, LLMShape, TowerShape, llm, llm_like
+from vtc.shapes import BYTES, CLIP_L_336, LLMS, QWEN15, LLMShape, TowerShape, llm, llm_like

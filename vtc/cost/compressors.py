@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vtc.compressors import build, entry, ledger
-from vtc.cost.shapes import TowerShape
+from vtc.shapes import TowerShape
 
 FUSION_LAYERS = 4  # of LLaVA-Mini's pre-fusion stack, each as wide as the LLM's; fewer where it has fewer
 

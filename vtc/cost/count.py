@@ -9,7 +9,7 @@ import numpy as np
 
 from vtc import InputError
 from vtc.cost.compressors import CompressorCost, compressor
-from vtc.cost.shapes import BYTES, CLIP_L_336, LLMShape, TowerShape
+from vtc.shapes import BYTES, CLIP_L_336, LLMShape, TowerShape
 
 QUESTION_PASS = ("paid", "cached", "shared")
 STAGES = ("tower", "question", "compressor", "projector", "prefill", "first", "decode")

@@ -12,7 +12,7 @@ import numpy as np
 
 from vtc import InputError
 from vtc.cost.count import STAGES, Pipeline, Work, memory, stages
-from vtc.cost.shapes import BYTES
+from vtc.shapes import BYTES
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ Cells vary in size and objects stand off their centres, so that no number of vis
 design.
 """
 
-from vtc.data.own import Conversation, load_image, read_llava
-from vtc.data.questions import (
+from vtc.data.gridqa.questions import (
     FAMILIES,
     MAKERS,
     OCR,
@@ -22,7 +21,17 @@ from vtc.data.questions import (
     in_words,
     taught_with_images,
 )
-from vtc.data.scenes import COLORS, DIGITS, SHAPES, Scenes, dense_labels, handwriting, make_scenes, render
+from vtc.data.gridqa.scenes import (
+    COLORS,
+    DIGITS,
+    SHAPES,
+    Scenes,
+    dense_labels,
+    handwriting,
+    make_scenes,
+    render,
+)
+from vtc.data.llava import Conversation, load_image, read_llava
 
 __all__ = [
     "COLORS", "DIGITS", "FAMILIES", "MAKERS", "OCR", "REASONING", "SHAPES", "TASKS", "WORDS", "Conversation",

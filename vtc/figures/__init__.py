@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 import altair as alt
 import pandas as pd
 
-from vtc import rows
+from vtc import files
 from vtc.profiles import Profile
 
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
@@ -111,10 +111,10 @@ def save(
         "csv": drawn(chart).to_csv(index=False, lineterminator="\n").encode(),
         "html": page.getvalue().encode(),
     }
-    files = {profile.figures / f"{stem}.{kind}": content for kind, content in contents.items() if content}
-    for path, content in files.items():
-        rows.replace_bytes(path, content)
-    return Picture(picture.png, picture.alt, picture.width, tuple(files))
+    written = {profile.figures / f"{stem}.{kind}": content for kind, content in contents.items() if content}
+    for path, content in written.items():
+        files.replace_bytes(path, content)
+    return Picture(picture.png, picture.alt, picture.width, tuple(written))
 
 
 def drawn(chart: alt.TopLevelMixin) -> pd.DataFrame:

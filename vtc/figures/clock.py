@@ -1,6 +1,6 @@
 """Charts of notebook 03: measured milliseconds beside what they must be at least, and what follows from it.
 
-Each takes the clock's rows (`vtc.bench.table`) or a device (`vtc.cost`); nothing drawn is typed in.
+Each takes the clock's rows (`vtc.experiments.clock`) or a device (`vtc.cost`); nothing drawn is typed in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from vtc import bench, cost, figures
+from vtc import benchmark, cost, figures
 from vtc.profiles import Profile
 from vtc.scaling import scores, undominated
 
@@ -30,7 +30,7 @@ def _title(text: str, clock: pd.DataFrame, p: Profile) -> alt.TitleParams:
 
 def _named(clock: pd.DataFrame) -> pd.DataFrame:
     """Rows with a time, V as a number, and LLM names ordered by size as they will be shown."""
-    rows = bench.ok(clock).drop(columns="V", errors="ignore").rename(columns={"tokens": "V"})
+    rows = benchmark.ok(clock).drop(columns="V", errors="ignore").rename(columns={"tokens": "V"})
     way = rows["compressor"] + np.where(rows["question"] == "paid", "", " (" + rows["question"] + ")")
     return rows.assign(
         LLM=rows["llm"].str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1], compressor=way
@@ -165,7 +165,7 @@ def prompts(clock: pd.DataFrame, p: Profile) -> alt.HConcatChart:
 
 def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Predicted against measured milliseconds; open marks were held out of the fit of the two shares."""
-    rows = bench.predicted(clock)
+    rows = benchmark.predicted(clock)
     kept = rows[["llm", "tokens", "batch", "stage", "dtype", "median_ms", "predicted_ms", "held_out"]]
     used = kept.assign(fit=np.where(kept["held_out"], "held out", "used"))
     ends = [

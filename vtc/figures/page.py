@@ -1,8 +1,8 @@
 """planner.html: one offline page on which the plan answers at once as its sliders move.
 
 The page holds no formula of its own: every stage of `vtc.cost` is sampled and stored as the exact
-polynomial in batch, Q and G that it is (checked), and the errors are the law's draws as `vtc.plan` uses
-them. What is left to the page is a roofline maximum (on a CPU a sum), a sum, and the choice of the least
+polynomial in batch, Q and G that it is (checked), and the errors are the law's draws as `vtc.scaling.plan`
+uses them. What is left to the page is a roofline maximum (on a CPU a sum), a sum, and the choice of the least
 error that fits.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vtc import cost, rows
-from vtc.plan import Request, predictions, shapes
+from vtc import cost, files
 from vtc.profiles import Profile
 from vtc.scaling.fitting import Fit, fit
+from vtc.scaling.plan import Request, predictions, shapes
 from vtc.scaling.scores import published
 
 TEMPLATE = Path(__file__).with_name("planner.html")
@@ -29,7 +29,7 @@ def make(profile: Profile, fits: dict[str, Fit] | None = None, draws: int = DRAW
     """Writes planner.html beside the profile's figures -> its path; `fits` by task (default: the paper's)."""
     fits = {task: fit(published(task)) for task in ("reasoning", "ocr")} if fits is None else fits
     path = profile.figures / "planner.html"
-    rows.replace_bytes(path, html(fits, draws).encode())
+    files.replace_bytes(path, html(fits, draws).encode())
     return path
 
 

@@ -111,7 +111,7 @@ def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerCha
 def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Every compressor at every V (grey) by operations and error, and those that nothing cheaper equals.
 
-    best: from `vtc.compare.frontier`.
+    best: from `vtc.evaluation.compare.frontier`.
     """
     every = rows.groupby(["compressor", "V"])[["error", "mflop"]].mean().reset_index()
     named = best.assign(name=best["compressor"] + " " + best["V"].astype(str))

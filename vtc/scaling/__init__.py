@@ -7,13 +7,11 @@
     frontier  V* in closed form; the best (N, V) under any cost
     checks    sizes left out, separability, forms compared, one row a fit
     official  the published procedure re-enacted
-    cli       `vtc fit`
 
 Needs numpy, and scipy where a fit is finished; never torch.
 """
 
 from vtc.scaling.checks import compare, leave_one_size_out, separability, summary
-from vtc.scaling.cli import add_arguments, main
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import Frontier, frontier, undominated, v_star, v_star_interval, words
 from vtc.scaling.laws import LAWS, Law
@@ -25,12 +23,10 @@ __all__ = [
     "Frontier",
     "Law",
     "Points",
-    "add_arguments",
     "compare",
     "fit",
     "frontier",
     "leave_one_size_out",
-    "main",
     "points",
     "published",
     "published_rows",

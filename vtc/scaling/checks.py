@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from vtc.scaling.fitting import Fit, fit
@@ -103,3 +105,10 @@ def _ends(f: Fit, name: str, by: str, made, text) -> tuple[float, float]:
     many = v_star(made, *text) if name == "V_opt" else np.asarray(getattr(made, name), float)
     many = np.sort(many[~np.isnan(many)])
     return float(many[int(0.025 * len(many))]), float(many[max(int(0.975 * len(many)) - 1, 0)])
+
+
+def finite(value):
+    """JSON has no infinity: unbounded and undefined become null."""
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

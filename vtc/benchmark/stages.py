@@ -1,0 +1,317 @@
+"""The torch side of the clock: builds what a case names, and times its stages on the device itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vtc import compressors, cost
+from vtc.benchmark.cases import shapes, tokens
+from vtc.benchmark.process import sample, summary
+from vtc.benchmark.reading import floor
+from vtc.compressors.base import Features, mlp2x
+from vtc.models.fast import Product, Runner, quicken
+from vtc.models.tower import Tower
+from vtc.profiles import TowerSize
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # the last is oneDNN's, which finds no room for a kernel
+    said = ("allocate memory", "out of memory", "create a primitive")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
+class Clock:
+    """Seconds of a call: CUDA events on a GPU, synchronised on either side; else the performance counter."""
+
+    def __init__(self, on: str):
+        self.cuda = on == "cuda"
+
+    def __call__(self, call: Callable) -> Callable[[], float]:
+        return lambda: self.seconds(call)
+
+    def seconds(self, call: Callable) -> float:
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+@torch.no_grad()
+def peaks(on: str, dtype: str, quick: bool = False) -> dict[str, float]:
+    """This machine's largest measured matrix rate (operations a second) and read bandwidth (bytes a second).
+
+    Rate: square products, operands as they come and packed, the best of several sides, so that a floor drawn
+    from it is one; `peak_plain_flops` is torch.matmul alone at the largest side. Bandwidth: a sum over, and a
+    matrix-vector product with, half a GB. `quick`: smaller and fewer, for a first look.
+    """
+    clock, kind = Clock(on), DTYPES[dtype]
+    best, plain, rounds = 0.0, 0.0, 2 if quick else 4
+    large = not quick and dtype != "fp32"
+    sides = (4096, 8192) if on == "cuda" else (1024, 2048, 4096) if large else (1024, 2048)
+    for side in sides:
+        a, b = (torch.randn(side, side, device=on).to(kind) for _ in range(2))
+        layer = nn.Linear(side, side, bias=False)
+        layer.weight = nn.Parameter(b, requires_grad=False)
+        packed = Product([layer])
+        plain = 2 * side**3 / _least(clock, lambda a=a, b=b: a @ b, rounds)
+        best = max(best, plain, 2 * side**3 / _least(clock, lambda a=a, packed=packed: packed(a), rounds))
+    big = 2**25 if quick else 2**29
+    flat = torch.ones(big // 4, device=on)
+    rows = torch.ones(big // (1024 * kind.itemsize), 1024, device=on, dtype=kind)
+    vector = torch.ones(1024, device=on, dtype=kind)
+    least = min(
+        _least(clock, lambda: flat.sum(), rounds), _least(clock, lambda: torch.mv(rows, vector), rounds)
+    )
+    return {"peak_flops": best, "peak_plain_flops": plain, "bandwidth": big / least}
+
+
+def _least(clock: Clock, call: Callable, rounds: int) -> float:
+    call()
+    return min(clock.seconds(call) for _ in range(rounds))
+
+
+def make_llm(name: str, shape: cost.LLMShape, dtype: torch.dtype, on: str) -> nn.Module:
+    """transformers' model of a shape with random weights, or a checkpoint's, as its defaults have it."""
+    from transformers import (
+        AutoModelForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    if "/" in name or Path(name).is_dir():
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(on).eval()
+    kinds = (Qwen2Config, Qwen2ForCausalLM) if shape.bias else (LlamaConfig, LlamaForCausalLM)
+
+    def config(layers: int, vocab: int, d_ff: int):
+        wide = {
+            "hidden_size": shape.d,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+        }
+        size = {"num_hidden_layers": layers, "vocab_size": vocab, "intermediate_size": d_ff}
+        return kinds[0](
+            **wide, **size, tie_word_embeddings=bool(shape.tied), eos_token_id=None, pad_token_id=0
+        )
+
+    with torch.device("meta"):
+        model = kinds[1](config(shape.layers, shape.vocab, shape.d_ff))
+    tables = dict(
+        kinds[1](config(1, 8, 8)).named_buffers()
+    )  # rotary tables are no weights, the same at any size
+    model = model.to(dtype).to_empty(device=on)
+    generator = torch.Generator(on).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1) if parameter.dim() == 1 else parameter.uniform_(
+                -0.02, 0.02, generator=generator
+            )
+        for buffer_name, buffer in model.named_buffers():
+            buffer.copy_(tables[buffer_name])
+    model.tie_weights()
+    return model.eval()
+
+
+class Bench:
+    """One case: LLM, runner and tower stay; a compressor is built for each V."""
+
+    def __init__(self, c: dict):
+        self.c, self.on, self.dtype = c, c["on"], DTYPES[c["dtype"]]
+        self.shape, self.tower_shape = shapes(c)
+        self.clock, self.batch = Clock(c["on"]), c["batch"]
+        torch.manual_seed(0)
+        self.origin = {"device": _device(self.on)} | _machine(self.on)
+        self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
+        self.room = max(tokens(c)) + c["Q"] + c["G"]
+        self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
+        self.way = self.pipe.question_pass(
+            cost.compressor(c["compressor"], self.tower_shape, 1, self.shape.d)
+        )
+        self.baseline = make_llm(c["llm"], self.shape, self.dtype, self.on)
+        self.baseline.generation_config.eos_token_id = None  # every request makes all G tokens
+        self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
+        t = self.tower_shape
+        size = TowerSize(t.d, t.layers, t.heads, t.patch, _levels(t), 0, 0)
+        self.tower = quicken(Tower(size, t.image).to(self.on, self.dtype).eval().requires_grad_(False))
+        self.images = torch.zeros(self.batch, t.image, t.image, 3, dtype=torch.uint8, device=self.on)
+        self.text = self._embedded(c["Q"])
+        self.seen_tower = False
+
+    def _embedded(self, tokens: int) -> Tensor:
+        ids = torch.arange(self.batch * tokens, device=self.on).view(self.batch, -1) % self.shape.vocab
+        return torch.nn.functional.embedding(ids, self.runner.embedding)
+
+    @torch.inference_mode()
+    def rows(self, V: int) -> list[dict]:
+        """Every stage at V visual tokens: its times, its counted floor, what binds, memory."""
+        _forget_peak(self.on)
+        calls = self.calls(V)
+        timed = {name: self.clock(call) for name, call in calls.items()}
+        taken = sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
+        c, steps = self.c, self.c["G"] - 1
+        taken["decode"] = [ms / steps for ms in taken["decode"]]
+        work = cost.stages(self.pipe, V, c["Q"], c["G"], self.batch, c["q"])
+        work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
+        kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
+        same = {"tokens": V, "status": "ok", "N": float(self.shape.N)} | self.origin | self.peaks
+        same |= {"peak_bytes": _peak_bytes(self.on), "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
+        return [
+            {**same, "stage": s, **_floor(s, work, self.peaks, ms), **summary(ms)} for s, ms in taken.items()
+        ]
+
+    def calls(self, V: int) -> dict[str, Callable]:
+        """Stage -> a call that does it once, on inputs made beforehand."""
+        c, run, q = self.c, self.runner, self.c["q"]
+        calls: dict[str, Callable] = {}
+        question = self.text[:, :q]
+        before, past = self.text, 0
+        if V:
+            features = self.tower(self.images)
+            compress, project, reads = self._eyes(V, features)
+            asked = run.prefill(question) if self.way else question if reads else None
+            visual = compress(asked)
+            if not self.seen_tower:  # the same at every V: once is enough
+                calls["tower"] = lambda: self.tower(self.images)
+                self.seen_tower = True
+            if self.way in ("paid", "shared"):
+                calls["question"] = lambda: run.prefill(question)
+            calls["compressor"] = lambda: compress(asked)
+            if project is not None:
+                calls["projector"] = lambda: project(visual)
+            past = q if self.way == "shared" else 0
+            seen = visual if project is None else project(visual)
+            before = torch.cat([seen, self.text[:, past:]], 1)
+        ready = run.prefill(before, past)
+        end, steps = past + before.shape[1], c["G"] - 1
+
+        def until_first() -> None:
+            x = self.text
+            if V:
+                z = compress(run.prefill(question) if self.way in ("paid", "shared") else asked)
+                x = torch.cat([z if project is None else project(z), self.text[:, past:]], 1)
+            run.first(run.prefill(x, past))
+
+        calls["prefill"] = lambda: run.prefill(before, past)
+        calls["first"] = lambda: run.first(ready)
+        calls["ttft"] = until_first
+        calls["decode"] = lambda: run.decode(steps, end, self.batch)
+        if self.on == "cuda":
+            calls["decode without graph"] = lambda: self._plain_decode(steps, end)
+        if c["baseline"] and past == 0:
+            calls |= self._beside(before)
+        return calls
+
+    def _plain_decode(self, steps: int, end: int) -> None:
+        self.runner.graph = False
+        self.runner.decode(steps, end, self.batch)
+        self.runner.graph = True
+
+    def _beside(self, x: Tensor) -> dict[str, Callable]:
+        """Ours and transformers' generate, default settings, from the same embeddings, in turn."""
+
+        def theirs(G: int) -> Callable:
+            return lambda: self.baseline.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
+
+        G = self.c["G"]
+        ours = {
+            "ours one token": lambda: self.runner.generate(x, 1),
+            "ours all tokens": lambda: self.runner.generate(x, G),
+        }
+        return ours | {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
+
+    def _eyes(self, V: int, features: Features) -> tuple[Callable, nn.Module | None, bool]:
+        """Compressor on these features, its projector, and whether it reads the question.
+
+        The projector is None where the compressor ends at the LLM's width.
+        """
+        t, d = self.tower_shape, self.shape.d
+        shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d * t.levels, "d_llm": d, "d_question": d}
+        module = compressors.build(self.c["compressor"], **shape)
+        project = None if module.ends_at_llm else mlp2x(t.d, d, d)
+        for part in (module, project):
+            if part is not None:
+                part.to(self.on, self.dtype).eval().requires_grad_(False)
+        reads = module.needs_question
+        return (lambda asked: module(features, asked) if reads else module(features)), project, reads
+
+
+def _levels(t: cost.TowerShape) -> tuple[int, ...]:
+    """Which layers are read: CLIP's as in the paper, else the last ones."""
+    return (12, 16, 22, 23) if t.layers == 24 else tuple(range(t.depth - t.levels + 1, t.depth + 1))
+
+
+def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]) -> dict:
+    """Counted operations and bytes of a stage, the least it can take here, and the share of it reached."""
+    names = cost.STAGES[1:-1] if stage == "ttft" else (stage,)
+    parts = [[float(work[name].flops), float(work[name].bytes)] for name in names if name in work]
+    if not parts:
+        return {"parts": None}
+    flops, moved = (sum(side) for side in zip(*parts))
+    median = sorted(samples)[len(samples) // 2]
+    least = floor(parts, median, peaks["peak_flops"], peaks["bandwidth"])
+    return {"flops": flops, "bytes": moved, **least, "parts": parts}
+
+
+def _device(on: str) -> str:
+    from vtc.experiments.store import processor
+
+    return torch.cuda.get_device_name() if on == "cuda" else f"{processor()} x {torch.get_num_threads()}"
+
+
+def _machine(on: str) -> dict:
+    """Driver and clocks as found, where there is a GPU."""
+    if on != "cuda":
+        return {"threads": torch.get_num_threads()}
+    asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm"
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+    )
+    names = ("driver", "clock_sm_mhz", "clock_memory_mhz", "clock_max_mhz")
+    return dict(zip(names, (word.strip() for word in done.stdout.strip().split("\n")[0].split(","))))
+
+
+def _forget_peak(on: str) -> None:
+    """Starts the count of peak memory anew."""
+    if on == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # elsewhere the peak is that of the process so far; V rise, so it is still this V's
+
+
+def _peak_bytes(on: str) -> float:
+    if on == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+        import sys
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)

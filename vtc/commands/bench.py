@@ -1,0 +1,72 @@
+"""`vtc bench`: a profile's cases, or one LLM with its own settings."""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+
+from vtc import InputError, cost, profiles
+from vtc.benchmark import STEM, case, check, has_cuda, measure, of_one_run
+from vtc.experiments import store
+from vtc.experiments.clock import CASES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc bench`: a profile's cases, or one LLM with its own settings."""
+    parser.add_argument("--profile", default="laptop", help="whose cases to clock, and where rows go")
+    parser.add_argument("--recompute", action="store_true", help="clock again what is recorded")
+    parser.add_argument("--llm", help="one LLM: " + ", ".join(cost.LLMS) + ", 0.5 ... 14, or a checkpoint")
+    parser.add_argument("--V", default="0,1,16,144,576", help="visual tokens (default %(default)s)")
+    parser.add_argument("--Q", type=int, default=50, help="text tokens of the prompt (default 50)")
+    parser.add_argument("--q", type=int, default=20, help="question tokens among them (default 20)")
+    parser.add_argument("--G", type=int, default=8, help="generated tokens (default 8)")
+    parser.add_argument("--batch", default="1", help="batch sizes (default 1)")
+    parser.add_argument("--compressor", default="quecc")
+    parser.add_argument("--question", default="paid", choices=cost.QUESTION_PASS)
+    parser.add_argument("--dtype", default="bf16", choices=sorted(cost.BYTES))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--baseline", action="store_true", help="also clock transformers' generate")
+    parser.add_argument("--budget-s", type=float, default=6, help="seconds to sample each V (default 6)")
+    parser.add_argument("--csv", help="also write the rows here")
+
+
+def _integers(text: str, option: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words):
+        raise InputError(f"--{option} {text!r}: expected whole numbers such as 0,1,16")
+    return [int(word) for word in words]
+
+
+def _asked(args: argparse.Namespace) -> list[dict]:
+    """The cases of the command line, each checked against this machine before any starts."""
+    same = ("Q", "q", "G", "compressor", "question", "dtype", "baseline", "budget_s")
+    own = {name: getattr(args, name) for name in same} | {"on": args.device, "q": min(args.q, args.Q)}
+    if args.Q < 1 or args.G < 2:
+        raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
+    V = _integers(args.V, "V")
+    asked = [case(args.llm, V, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
+    for c in asked:
+        check(c)
+    return asked
+
+
+def main(args: argparse.Namespace) -> int:
+    """Clocks, prints a table, and says where the raw rows are."""
+    p = profiles.get(args.profile, args.recompute)
+    wanted = {STEM: _asked(args)} if args.llm else {stem: of(p) for stem, of in CASES.items()}
+    if not any(wanted.values()):
+        raise InputError(f"profile {p.name} has no cases to clock: name an LLM with --llm")
+    on = {c["on"] for some in wanted.values() for c in some}
+    if not args.llm and "cuda" in on and not has_cuda():
+        raise InputError(f"profile {p.name} clocks a GPU and none was found: use --profile laptop, or --llm")
+    clock = of_one_run(
+        pd.concat([store.table(stem, p, some, measure) for stem, some in wanted.items()], ignore_index=True)
+    )
+    columns = "llm dtype batch Q G tokens stage median_ms low_ms high_ms floor_ms share binds status"
+    shown = clock.reindex(columns=columns.split())
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))
+    if args.csv:
+        clock.to_csv(args.csv, index=False)
+    print("raw samples: " + ", ".join(f"{p.runs / stem}.csv" for stem in wanted))
+    return 0

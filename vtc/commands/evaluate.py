@@ -1,0 +1,48 @@
+"""`vtc evaluate`: ask a saved model the test questions, or your own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vtc import InputError, data, profiles
+from vtc.evaluation.ask import answers, errors, own, questions, score
+from vtc.models.vlm import VLM
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc evaluate`: a saved model, on GridQA's test questions or on your own."""
+    parser.add_argument("model", metavar="FOLDER", help="what `vtc train` saved")
+    parser.add_argument(
+        "--profile", default="laptop", help="whose test questions: smoke, laptop (default), gpu or paper"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
+    )
+    parser.add_argument("--json", metavar="OUT", help="also write the row there")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the scores, one a line."""
+    p = profiles.get(args.profile)
+    said = data.read_llava(args.data, args.images) if args.data else None
+    model = VLM.from_pretrained(args.model)
+    if said is not None:
+        row = own(model, said)
+    elif model.config.grid != p.g:
+        raise InputError(
+            f"{args.model}: its grid is {model.config.grid}, profile {p.name} has {p.g}; use its own profile"
+        )
+    else:
+        asked = questions(p)
+        row = errors(asked, [score(q, a) for q, a in zip(asked, answers(p, model, asked))])
+    width = max(map(len, row))
+    for name, value in row.items():
+        print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(row, indent=1))
+    return 0

@@ -1,0 +1,142 @@
+"""`vtc fit FILE.csv`: the law of people's own scores, as a table, JSON, CSV rows and figures."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+from vtc import InputError
+from vtc.files import write
+from vtc.scaling.checks import compare, finite, summary
+from vtc.scaling.fitting import Fit, fit
+from vtc.scaling.frontier import words
+from vtc.scaling.laws import LAWS, TOKENS
+from vtc.scaling.scores import UNITS, read
+
+SHOWN = ("A", "alpha", "beta", "D", "B", "gamma", "c", "ratio", "V_opt")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `vtc fit`."""
+    parser.add_argument(
+        "file", metavar="FILE.csv", help="columns N, V, score (0 to 1); optional family, seed, Q"
+    )
+    parser.add_argument("--unit", default="billions", choices=UNITS, help="unit of N (default billions)")
+    parser.add_argument(
+        "--law", default="power", choices=[*LAWS], help="form of the law; offset lets V = 0 in"
+    )
+    parser.add_argument("--tokens", default="V", choices=TOKENS, help="tokens that the law sees (default V)")
+    parser.add_argument(
+        "--question-tokens", type=float, metavar="Q", help="Q of V_opt (default: the file's, or 50)"
+    )
+    parser.add_argument(
+        "--output-tokens", type=float, default=0.0, metavar="G", help="G of V_opt (default 0)"
+    )
+    parser.add_argument(
+        "--question-pass-tokens", type=float, default=0.0, metavar="q", help="q' of V_opt (default 0)"
+    )
+    parser.add_argument(
+        "--interval",
+        default="profile",
+        choices=("profile", "residual", "size", "seed"),
+        help="profile or a bootstrap",
+    )
+    parser.add_argument("--draws", type=int, default=2000, help="bootstrap draws (default 2000)")
+    parser.add_argument("--compare", action="store_true", help="also print every law's fit, best AICc first")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the fits; null means unbounded")
+    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the fits as rows")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="draw each family's fit there (svg and png)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Fits the file's families and writes what was asked for; writes nothing if any family is at fault."""
+    _check(args)
+    families = read(args.file, args.unit)
+    fits = [fit(points, args.law, args.tokens) for points in families]
+    rows = [_row(f, args) for f in fits]
+    for f, row in zip(fits, rows):
+        _print(f, row)
+        if args.compare:
+            _print_all(f, row["Q"])
+    if args.json:
+        by_family = {row["family"]: {k: finite(v) for k, v in row.items()} for row in rows}
+        write(args.json, json.dumps(by_family, indent=2, allow_nan=False) + "\n")
+    if args.csv:
+        write(args.csv, as_csv(rows))
+    if args.figures:
+        _draw(fits, args.figures)
+    return 0
+
+
+def _check(args) -> None:
+    for option in ("question_tokens", "output_tokens", "question_pass_tokens"):
+        value = getattr(args, option)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"--{option.replace('_', '-')} {value:g}: a count of tokens is 0 or more")
+    if args.draws < 40:
+        raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
+
+
+def _row(f: Fit, args) -> dict:
+    Q = args.question_tokens
+    if Q is None:
+        Q = float(f.points.Q.mean()) if f.points.Q.any() else 50.0
+    text = (Q, args.output_tokens, args.question_pass_tokens)
+    return summary(f, *text, by=args.interval, draws=args.draws) | {"V_opt_words": words(f.law, *text)}
+
+
+def _print(f: Fit, row: dict) -> None:
+    print(f"family {row['family']}: {row['law']} law, T = {row['tokens']}, {row['points']} points")
+    print(f"  {type(f.law).__doc__.splitlines()[0]}")
+    for name in SHOWN:
+        if name in row:
+            at = f" (Q = {row['Q']:g})" if name == "V_opt" else ""
+            ends = f"[{number(row[name + '_lo'])}, {number(row[name + '_hi'])}]"
+            print(f"  {name:<6}{number(row[name]):>11}  95 % {ends}{at}")
+    print(
+        f"  SSE {f.sse:.4g}  RMSE {f.rmse:.4g}  R2 {f.r2:.4f}  AICc {f.aicc:.1f}  ({f.seconds * 1e3:.0f} ms)"
+    )
+    print(f"  status: {f.status}\n  optimum at fixed N(V + Q + G + q'): {row['V_opt_words']}")
+
+
+def _print_all(f: Fit, Q: float) -> None:
+    print(f"  {'law':<12}{'ratio':>11}{'V_opt':>11}{'SSE':>11}{'AICc':>9}  status")
+    for row in compare(f.points, Q):
+        told = f"{number(row['ratio']):>11}{number(row[f'V_opt(Q={Q:g})']):>11}{row['SSE']:>11.4g}"
+        print(f"  {row['law']:<12}{told}{row['AICc']:>9.1f}  {row['status']}")
+
+
+def number(value: float) -> str:
+    """Four digits; an infinite end is the word unbounded."""
+    if value is None or math.isnan(value):
+        return "none"
+    return "unbounded" if math.isinf(value) else f"{value:.4g}"
+
+
+def as_csv(rows: list[dict]) -> str:
+    """Rows as CSV text, columns in order of first appearance."""
+    out = io.StringIO()
+    table = csv.DictWriter(out, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return out.getvalue()
+
+
+def _draw(fits: list[Fit], folder: Path) -> None:
+    import io as memory
+
+    from vtc.figures import law as figures
+
+    for f in fits:
+        chart = figures.fitted(f)
+        for kind in ("svg", "png"):
+            out = memory.StringIO() if kind == "svg" else memory.BytesIO()
+            chart.save(out, format=kind)
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f.points.family)
+            write(folder / f"law_{name}.{kind}", out.getvalue())

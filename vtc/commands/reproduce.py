@@ -1,0 +1,46 @@
+"""`vtc reproduce`: the five notebooks here, then our numbers beside the recorded ones and the paper's."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from vtc import InputError, files, profiles
+from vtc.experiments.reproduce import NOTEBOOKS, _kernel_environment, _run, _short, comparison
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc reproduce`: what it runs and where it keeps it."""
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument("--name", default="", help="folder under runs/ (default: reproduce-<profile>)")
+    parser.add_argument("--seeds", default="", help="such as 1 or 0,1,2 (default: those of the profile)")
+    parser.add_argument("--fresh", action="store_true", help="forget what that folder holds and start over")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs every notebook; 0 if all ran (whatever the claims), 1 if one failed."""
+    name = args.name or f"reproduce-{args.profile}"
+    if Path(name).name != name or name in (".", ".."):
+        raise InputError(f"--name {name}: one folder name without slashes is expected")
+    profile = profiles.get(args.profile, recompute=True, run=name)
+    profile = replace(profile, seeds=profiles.whole_numbers(args.seeds, "seeds") or profile.seeds)
+    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
+        raise InputError(f"no notebooks in {NOTEBOOKS}: run this in a checkout of the repository")
+    if args.fresh:
+        shutil.rmtree(profile.runs, ignore_errors=True)
+    handle = files.hold(profile.runs / "reproduce", wait=False)
+    if handle is None:
+        raise InputError(f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name")
+    with handle:
+        print(profile, f"everything is measured into {_short(profile.runs)}/", "", sep="\n", flush=True)
+        with _kernel_environment(profile):
+            for notebook in notebooks:
+                if (fault := _run(notebook, profile)) is not None:
+                    print(f"vtc: {notebook.name}: {fault}", file=sys.stderr)
+                    return 1
+        print("", comparison(profile), sep="\n")
+    return 0

@@ -1,0 +1,59 @@
+"""`vtc sweep`: the long computation behind notebooks 02 and 05; stop and start it again as you like."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from vtc import InputError, compressors, profiles
+from vtc.experiments.sweep import SETS, STEM, ZOO, cells, members, parts, table, zoo
+from vtc.profiles import Profile
+from vtc.training import stages
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc sweep`: the long computation behind notebooks 02 and 05; stop and start it again as you like."""
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument(
+        "--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)"
+    )
+    parser.add_argument(
+        "--zoo",
+        nargs="?",
+        const="profile",
+        metavar="SETS",
+        help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)}, or names such as "
+        "lookup,quecc (default: the sets of the profile)",
+    )
+    parser.add_argument("--V", default="", help="such as 1,4 (default: the profile's)")
+
+
+def asked_for(args: argparse.Namespace) -> Profile:
+    """The profile with the seeds, V and sets of compressors of these arguments in place of its own."""
+    p = profiles.get(args.profile)
+    p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
+    V = profiles.whole_numbers(args.V, "V")
+    if not args.zoo:
+        return replace(p, V=V or p.V)
+    sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
+    for name in sets:
+        if name not in SETS and name not in compressors.names():
+            known = ", ".join(compressors.names())
+            raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}, or names of {known}")
+    for v in V:
+        if not any(v in compressors.possible(one, p.g) for name in sets for one in members(name)):
+            raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
+    return replace(p, zoo=sets, zoo_V=V or p.zoo_V)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure what is missing, and say how many rows there are."""
+    p = asked_for(args)
+    cases = zoo(p) if args.zoo else cells(p)
+    for case in cases:
+        stages.check(p, stages.Case(**case))
+    used = {case["size"] for case in cases}
+    parts(replace(p, sizes=tuple(size for size in p.sizes if size.name in used)))
+    rows = table(p, cases, ZOO if args.zoo else STEM)
+    print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
+    return 0

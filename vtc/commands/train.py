@@ -1,0 +1,46 @@
+"""`vtc train`: one cell of the sweep, or a model on your own images."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+from vtc import data, profiles
+from vtc.training import tower
+from vtc.training.stages import Case, check, checkpoints, train, train_own
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`vtc train`: one cell of the sweep, or the same recipe on your own images."""
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument("--size", default="", help="LLM of the profile (default: that of notebook 05)")
+    parser.add_argument(
+        "--tokens", type=int, default=16, metavar="V", help="visual tokens for the LLM; 0: no image"
+    )
+    parser.add_argument("--compressor", default="tokenpacker", help="a name of vtc.compressors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
+    )
+    parser.add_argument("--out", metavar="FOLDER", default="model", help="where the model is saved")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, save, and say what it was like."""
+    p = profiles.get(args.profile)
+    case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
+    check(p, case)
+    said = data.read_llava(args.data, args.images) if args.data else None
+    if said is None:
+        model, notes = train(p, case)
+        model.tower[0] = tower.pretrained(p)
+    else:
+        model, notes = train_own(p, case, said)
+    model.save_pretrained(args.out)
+    shutil.rmtree(checkpoints(p, case, said), ignore_errors=True)
+    print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
+          f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
+    return 0

@@ -1,0 +1,173 @@
+"""The five notebooks in order, all measured here; then our numbers, the recorded ones and the paper's.
+
+Rows, weights, figures and executed notebooks go to `runs/<name>/`. Stopped at any moment, the same command
+goes on: executed notebooks of the same sources are not run again, measured rows are kept, training resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vtc import files
+from vtc.experiments import rows, store
+from vtc.profiles import ROOT, Profile
+
+NOTEBOOKS = ROOT / "notebooks"
+SAMPLE_S = 0.5  # between two looks at the memory in use
+
+
+@contextmanager
+def _kernel_environment(profile: Profile) -> Iterator[None]:
+    """What notebooks inherit: the run's folder, its seeds, a terminal for progress bars if there is one."""
+    terminal = os.ttyname(sys.stderr.fileno()) if _on_terminal() else "off"
+    seeds = ",".join(map(str, profile.seeds))
+    child = {"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal}
+    before = {variable: os.environ.get(variable) for variable in child}
+    os.environ.update(child)
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable) if value is None else os.environ.__setitem__(variable, value)
+
+
+def _run(notebook: Path, profile: Profile) -> str | None:
+    """Executes one notebook into the run's folder unless it is there already; returns a fault in one line."""
+    done = profile.runs / "notebooks" / notebook.name
+    sources = _sources(notebook, profile)
+    if (cost := _finished(done, sources)) is not None:
+        print(f"{notebook.stem}\n    {cost}, kept", flush=True)
+        return None
+    import papermill  # costs a second
+    from nbclient.exceptions import DeadKernelError
+
+    going = done.with_suffix(".going.ipynb")
+    going.parent.mkdir(parents=True, exist_ok=True)
+    print(notebook.stem, flush=True)
+    start = time.monotonic()
+    parameters = {"profile": profile.name, "recompute": True}
+    try:
+        with PeakMemory() as memory:
+            executed = papermill.execute_notebook(
+                notebook,
+                going,
+                parameters,
+                cwd=NOTEBOOKS,
+                kernel_name="python3",
+                start_timeout=600,  # seconds; a busy machine is slow to start a kernel
+                progress_bar={"leave": False} if _on_terminal() else False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel's remarks are not for readers
+            )
+    except papermill.PapermillExecutionError as error:
+        return _fault(error, going)
+    except DeadKernelError:
+        return f"its kernel was killed (out of memory?) after {_duration(time.monotonic() - start)}"
+    cost = f"{_duration(time.monotonic() - start)}, peak {memory.peak_bytes / 1e9:.1f} GB"
+    executed.metadata["vtc"] = {"sources": sources, "cost": cost}
+    files.replace_bytes(done, json.dumps(executed, indent=1).encode())
+    going.unlink()
+    print(f"    {cost}", flush=True)
+    return None
+
+
+def _sources(notebook: Path, profile: Profile) -> str:
+    """A hash of what makes a notebook's outcome: its cells, the package, the profile's numbers."""
+    cells = [
+        cell["source"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
+    modules = sorted((ROOT / "vtc").rglob("*.py")) + sorted((ROOT / "vtc").glob("*.csv"))
+    digest = hashlib.sha256(json.dumps(["".join(cell) for cell in cells]).encode() + repr(profile).encode())
+    for path in modules:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _finished(done: Path, sources: str) -> str | None:
+    """What a complete executed copy of the same sources cost; None if there is none."""
+    try:
+        made = json.loads(done.read_text())["metadata"]["vtc"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return made["cost"] if made["sources"] == sources else None
+
+
+def _fault(error: Exception, going: Path) -> str:
+    """Which cell, its first line, what it said last, and where the whole trace is."""
+    said = [line for line in str(error.evalue).splitlines() if line.strip()] or [""]
+    cell = next((line for line in error.source.splitlines() if line.strip()), "")
+    return f"cell [{error.exec_count}] `{cell}`: {error.ename}: {said[-1]} (whole trace in {_short(going)})"
+
+
+class PeakMemory:
+    """The most memory that this process and its descendants held at once, in bytes, sampled."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while not self._stop.wait(SAMPLE_S):
+            held = 0
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    held += process.memory_info().rss
+            self.peak_bytes = max(self.peak_bytes, held)
+
+
+def comparison(profile: Profile) -> str:
+    """Every claim with our number now, the recorded one and the paper's, as a table in plain text."""
+    now = store.claims(profile)
+    recorded = {row["id"]: row for row in rows.read(profile.results / f"{store.CLAIM}.csv")}
+    lines = [("claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict")]
+    for claim in now.to_dict("records"):
+        before = rows.from_text(recorded.get(str(claim["id"]), {}).get("ours"))
+        ours, paper = claim["ours"], claim["paper"]
+        numbers = [_number(x) for x in (ours, before, paper, _minus(ours, before), _minus(ours, paper))]
+        lines.append((textwrap.shorten(str(claim["statement"]), 60), *numbers, str(claim["verdict"])))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join(text)
+
+
+def _number(value: object) -> str:
+    if value is None or value != value:  # NaN
+        return "-"
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _minus(a: object, b: object) -> float | None:
+    return a - b if all(isinstance(x, (int, float)) for x in (a, b)) else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("CI")
+
+
+def _short(path: Path) -> Path:
+    """A path as seen from the checkout, where it lies in it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -1,0 +1,137 @@
+"""The vision tower: open_clip's ViT, frozen, giving features of several layers in one call.
+
+The small tower is an open_clip model like any other, by a config of our own; `vtc.training.tower` trains it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtc import InputError
+from vtc.compressors.base import Features
+from vtc.profiles import TowerSize
+
+
+class Tower(nn.Module):
+    """Pixels -> features: `levels` (b, s, d * levels) side by side, `last` the last of them (b, s, d).
+
+    The paper's CLIP gives layers 12, 16, 22 and 23 of 24 (QueCC, `quecc.py`); `last` is layer 23, LLaVA's
+    h[-2].
+    """
+
+    def __init__(self, size: TowerSize, pixels: int, visual: nn.Module | None = None) -> None:
+        super().__init__()
+        self.size, self.pixels = size, pixels
+        self.visual = visual if visual is not None else _visual(size, pixels)
+        self.register_buffer("mean", torch.tensor([0.4814, 0.4578, 0.4082]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.2686, 0.2613, 0.2758]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, selecting: bool = False, side: int | None = None) -> Features:
+        """(b, pixels, pixels, 3) uint8 -> Features of (b, s, d) and (b, s, d_levels).
+
+        selecting: also what the training-free selectors read of the layer of `last`: attention (b, heads, s),
+        keys (b, s, heads, d / heads) and a checkpoint's class token (b, d). side: the images are shrunk to so
+        many patches a side first.
+        """
+        images = images.to(self.mean.device)
+        x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
+        if side is not None:
+            return self._smaller(side)._of(_shrunk(x, side * self.size.patch), selecting)
+        return self._of(x, selecting)
+
+    def _smaller(self, side: int) -> Tower:
+        """The same weights for side x side patches: the table of places is shrunk as the image is."""
+        twin, visual, d = copy.copy(self), copy.copy(self.visual), self.size.d
+        g, table = self.pixels // self.size.patch, visual.positional_embedding.detach()
+        places = _shrunk(table[1:].T.reshape(1, d, g, g), side).flatten(2)[0].T  # (side * side, d)
+        visual._parameters = {**visual._parameters, "positional_embedding": torch.cat([table[:1], places])}
+        twin._modules = {**self._modules, "visual": visual}
+        return twin
+
+    def _of(self, x: Tensor, selecting: bool) -> Features:
+        """Normalised pixels (b, 3, h, h) -> Features."""
+        block, read = self.visual.transformer.resblocks[self.size.levels[-1] - 1], []
+        hook = block.ln_1.register_forward_hook(lambda module, given, out: read.append(out))
+        with hook:
+            out = self.visual.forward_intermediates(
+                x.to(self.visual.conv1.weight.dtype), indices=[i - 1 for i in self.size.levels],
+                stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True,
+            )  # fmt: skip
+        levels = torch.cat(out["image_intermediates"], -1)  # (b, s, d * levels)
+        more = self._selecting(read[0], block.attn) if selecting else {}
+        if selecting and self.size.checkpoint:
+            more["cls"] = out["image_intermediates_prefix"][-1][:, 0]  # (b, d)
+        return Features(levels=levels, last=levels[..., -self.size.d :], **more)
+
+    def _selecting(self, x: Tensor, attn: nn.MultiheadAttention) -> dict[str, Tensor]:
+        """Normed input (b, 1 + s, d) of a layer -> who is attended to, and keys.
+
+        CLIP's class token says what matters. The tower trained here never asks its own, so a patch counts by
+        the attention all patches pay it, as VisionZip (arXiv 2412.04467) does for towers without one.
+        """
+        d = x.shape[-1]
+        q, k = F.linear(x, attn.in_proj_weight[: 2 * d], attn.in_proj_bias[: 2 * d]).chunk(2, -1)
+        q, k = (
+            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k)
+        )  # (b, h, 1 + s, c)
+        weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
+        row = weights[:, :, 0] if self.size.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
+        return {"attention": row[..., 1:], "keys": k[:, :, 1:].transpose(1, 2)}
+
+
+def _shrunk(x: Tensor, side: int) -> Tensor:
+    """(b, c, h, h) -> (b, c, side, side), each pixel a mean of what it covers."""
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _visual(size: TowerSize, pixels: int) -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    visual = VisionTransformer(
+        image_size=pixels, patch_size=size.patch, width=size.d, layers=size.layers, heads=size.heads,
+        mlp_ratio=4.0, output_dim=size.d,
+    )  # fmt: skip
+    g, quarter = pixels // size.patch, size.d // 4
+    y, x = (
+        axis.flatten()[:, None] for axis in torch.meshgrid(*2 * [torch.arange(g).float()], indexing="ij")
+    )  # (s, 1)
+    waves = 1.5 / 20.0 ** (torch.arange(quarter) / quarter)
+    with (
+        torch.no_grad()
+    ):  # start from sines and cosines of the place: neighbours are then near each other at once
+        visual.positional_embedding[1:] = 0.3 * torch.cat(
+            [f(a * waves) for a in (x, y) for f in (torch.sin, torch.cos)], 1
+        )
+    return visual
+
+
+def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
+    """A frozen tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a local path to its weights."""
+    import open_clip
+
+    local = Path(name)
+    try:
+        if local.exists():
+            config = json.loads((local / "open_clip_config.json").read_text())["model_cfg"]
+            model = open_clip.model.CLIP(**config)
+            model.load_state_dict(load_file(local / "open_clip_model.safetensors"))
+        else:
+            model = open_clip.create_model(name, pretrained="openai")
+    except (OSError, RuntimeError, KeyError, ValueError) as e:
+        known = "an open_clip id such as ViT-L-14-336, or a folder with open_clip_config.json and its weights"
+        raise InputError(
+            f"tower {name!r} could not be loaded ({str(e).splitlines()[0]}); expected {known}"
+        ) from None
+    visual = model.visual
+    patch, pixels = visual.patch_size[0], visual.image_size[0]
+    size = TowerSize(
+        visual.conv1.out_channels, len(visual.transformer.resblocks), 0, patch, levels, 0, 0, checkpoint=name
+    )
+    return Tower(size, pixels, visual).eval().requires_grad_(False)
