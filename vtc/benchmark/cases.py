@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vtc import InputError, compressors, cost, profiles
+from vtc.machine import free_bytes, has_cuda
 from vtc.profiles import Profile
 
 STEM, PROMPTS = "03_clock", "03_prompts"  # stages against V; and against how much is asked and answered
@@ -80,12 +80,6 @@ def prompts(p: Profile) -> list[dict]:
     return [case(llm, (1, 576), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
 
 
-def has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
     """The shapes of a case; raises InputError for names that are not known."""
     name, tower = c["llm"], cost.CLIP_L_336
@@ -119,19 +113,6 @@ def needs(c: dict) -> float:
     held = cost.memory(pipe, max(int(v) for v in c["V"].split()), c["Q"], c["G"], c["batch"])
     twice = held["weights"] if c["baseline"] and c["on"] == "cpu" else 0
     return float(held["total"] + twice) + 0.6e9  # the libraries themselves
-
-
-def free_bytes(on: str) -> float:
-    """Bytes that a new process may take on this machine (or its GPU)."""
-    if on == "cuda":
-        import torch
-
-        return float(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def check(c: dict) -> None:

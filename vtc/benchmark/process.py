@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vtc.benchmark.cases import OUT_OF_MEMORY, free_bytes, needs, tokens
+from vtc.benchmark.cases import OUT_OF_MEMORY, needs, tokens
+from vtc.machine import free_bytes
 from vtc.progress import bar
 
 FEWEST, MOST = 5, 40  # samples of a stage
@@ -36,7 +37,7 @@ def _lost(c: dict, V: int) -> dict:
 
 def _serve(c: dict, memory_gb: str) -> None:
     """The child: clocks every V of the case and prints its rows as lines of JSON."""
-    from vtc.experiments.executor import die_with
+    from vtc.machine import die_with
 
     die_with(os.getppid())
     from vtc.benchmark.stages import Bench, is_out_of_memory

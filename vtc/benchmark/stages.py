@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtc import compressors, cost
+from vtc import compressors, cost, machine
 from vtc.benchmark.cases import shapes, tokens
 from vtc.benchmark.process import sample, summary
 from vtc.benchmark.reading import floor
@@ -140,7 +139,9 @@ class Bench:
         self.shape, self.tower_shape = shapes(c)
         self.clock, self.batch = Clock(c["on"]), c["batch"]
         torch.manual_seed(0)
-        self.origin = {"device": _device(self.on)} | _machine(self.on)
+        self.origin = {"device": machine.device_name(self.on)} | (
+            machine.driver() if self.on == "cuda" else {"threads": torch.get_num_threads()}
+        )
         self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
         self.room = max(tokens(c)) + c["Q"] + c["G"]
         self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
@@ -164,7 +165,7 @@ class Bench:
     @torch.inference_mode()
     def rows(self, V: int) -> list[dict]:
         """Every stage at V visual tokens: its times, its counted floor, what binds, memory."""
-        _forget_peak(self.on)
+        machine.forget_peak(self.on)
         calls = self.calls(V)
         timed = {name: self.clock(call) for name, call in calls.items()}
         taken = sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
@@ -174,7 +175,11 @@ class Bench:
         work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
         kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
         same = {"tokens": V, "status": "ok", "N": float(self.shape.N)} | self.origin | self.peaks
-        same |= {"peak_bytes": _peak_bytes(self.on), "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
+        same |= {
+            "peak_bytes": machine.peak_bytes(self.on),
+            "kv_bytes": kv,
+            "load": round(os.getloadavg()[0], 2),
+        }
         return [
             {**same, "stage": s, **_floor(s, work, self.peaks, ms), **summary(ms)} for s, ms in taken.items()
         ]
@@ -270,48 +275,3 @@ def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]
     median = sorted(samples)[len(samples) // 2]
     least = floor(parts, median, peaks["peak_flops"], peaks["bandwidth"])
     return {"flops": flops, "bytes": moved, **least, "parts": parts}
-
-
-def _device(on: str) -> str:
-    from vtc.experiments.store import processor
-
-    return torch.cuda.get_device_name() if on == "cuda" else f"{processor()} x {torch.get_num_threads()}"
-
-
-def _machine(on: str) -> dict:
-    """Driver and clocks as found, where there is a GPU."""
-    if on != "cuda":
-        return {"threads": torch.get_num_threads()}
-    asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm"
-    done = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-    )
-    names = ("driver", "clock_sm_mhz", "clock_memory_mhz", "clock_max_mhz")
-    return dict(zip(names, (word.strip() for word in done.stdout.strip().split("\n")[0].split(","))))
-
-
-def _forget_peak(on: str) -> None:
-    """Starts the count of peak memory anew."""
-    if on == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # elsewhere the peak is that of the process so far; V rise, so it is still this V's
-
-
-def _peak_bytes(on: str) -> float:
-    if on == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-        import sys
-
-        scale = 1 if sys.platform == "darwin" else 1024
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)

@@ -6,19 +6,16 @@ case gives the same numbers alone and in company.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 from vtc import InputError
+from vtc.machine import die_with
 
 LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 # glibc hands memory back to the system after every step and asks for it anew, page by page; kept, a
@@ -32,19 +29,6 @@ class WorkerError(RuntimeError):
     def __init__(self, words: str, trace: str = "", bad_input: bool = False):
         super().__init__(trace or words)
         self.words, self.bad_input = words, bad_input  # bad_input: a person can mend it
-
-
-def die_with(parent: int) -> None:
-    """Ends this process as soon as `parent` (a process id) has ended, SIGKILL included."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def watch() -> None:  # elsewhere, and for a parent that ended before the line above
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _serve(pipe: Connection, measure: Callable, parent: int) -> None:

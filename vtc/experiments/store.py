@@ -22,6 +22,7 @@ from vtc import InputError, files, profiles, progress
 from vtc.experiments import rows
 from vtc.experiments.executor import spread, words
 from vtc.experiments.rows import Row
+from vtc.machine import processor
 from vtc.profiles import Profile
 
 CLAIM = "claims"  # stem of the table of claims
@@ -214,16 +215,6 @@ def provenance(profile: Profile) -> dict[str, str]:
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-@functools.cache
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 @functools.cache
