@@ -85,11 +85,12 @@ def measure(case):
     time.sleep(0.3)
     Path(p.runs, "measured").open("a").write("x")
     return {"error": case["V"] / 3}
-rows = records.table("01_x", p, [{"V": v} for v in range(8)], measure)"""
-CLAIM = """from vtc import profiles, records
+rows = store.table("01_x", p, [{"V": v} for v in range(8)], measure)"""
+CLAIM = """from vtc import profiles
+from vtc.experiments import store
 p = profiles.get(profile, recompute)
-mean = records.stored("01_x", p).error.mean()
-records.claim(p, "mean", "the mean is one", 1.0, mean, verdict="held")"""
+mean = store.stored("01_x", p).error.mean()
+store.claim(p, "mean", "the mean is one", 1.0, mean, verdict="held")"""
 
 
 def notebook(path, *cells):
@@ -116,7 +117,8 @@ def start(folder):
     """`vtc reproduce` on those notebooks in a process of its own."""
     script = folder.parent / "reproduce.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom vtc import __main__, reproduce\n"
+        "import sys\nfrom pathlib import Path\nfrom vtc import __main__\n"
+        "from vtc.experiments import reproduce\n"
         f"reproduce.NOTEBOOKS = reproduce.ROOT = Path({str(folder)!r})\n"  # the package is no source here
         "sys.exit(__main__.main(['reproduce', '--profile', 'smoke', '--name', 'toy']))\n"
     )

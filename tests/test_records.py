@@ -222,7 +222,7 @@ from vtc.experiments import store
 if __name__ == "__main__":
     cases = [{{"V": v, "seed": s}} for s in range(3) for v in range(4)]
     measure = functools.partial(t.{measure}, {folder!r})
-    records.table("x", profiles.get("smoke"), cases, measure, workers={workers})
+    store.table("x", profiles.get("smoke"), cases, measure, workers={workers})
 """
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vtc import InputError, files, profiles
-from vtc.experiments.reproduce import NOTEBOOKS, _kernel_environment, _run, _short, comparison
+from vtc.experiments import reproduce
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,20 +27,26 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"--name {name}: one folder name without slashes is expected")
     profile = profiles.get(args.profile, recompute=True, run=name)
     profile = replace(profile, seeds=profiles.whole_numbers(args.seeds, "seeds") or profile.seeds)
-    notebooks = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    notebooks = sorted(reproduce.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        raise InputError(f"no notebooks in {NOTEBOOKS}: run this in a checkout of the repository")
+        raise InputError(f"no notebooks in {reproduce.NOTEBOOKS}: run this in a checkout of the repository")
     if args.fresh:
         shutil.rmtree(profile.runs, ignore_errors=True)
     handle = files.hold(profile.runs / "reproduce", wait=False)
     if handle is None:
         raise InputError(f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name")
     with handle:
-        print(profile, f"everything is measured into {_short(profile.runs)}/", "", sep="\n", flush=True)
-        with _kernel_environment(profile):
+        print(
+            profile,
+            f"everything is measured into {reproduce._short(profile.runs)}/",
+            "",
+            sep="\n",
+            flush=True,
+        )
+        with reproduce._kernel_environment(profile):
             for notebook in notebooks:
-                if (fault := _run(notebook, profile)) is not None:
+                if (fault := reproduce._run(notebook, profile)) is not None:
                     print(f"vtc: {notebook.name}: {fault}", file=sys.stderr)
                     return 1
-        print("", comparison(profile), sep="\n")
+        print("", reproduce.comparison(profile), sep="\n")
     return 0
