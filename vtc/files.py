@@ -1,29 +1,118 @@
-"""Files written whole or not at all, and held by one program at a time."""
+"""Files and folders written whole or not at all, and work that one program does while others wait."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 from vtc import InputError
 
 try:
     import fcntl
-except ImportError:  # no advisory locks here: one writer at a time is then up to the user
+except ImportError:
     fcntl = None
 
+STALE_S = 3600  # age at which what a killed program left unfinished is removed by the next writer
 
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Puts a file in place in one step, through a neighbour that is renamed once it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-    with neighbour.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    neighbour.replace(path)
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A new neighbour to write to, file or folder; it takes the place of `path` once it is whole on the disk.
+
+    Who reads meanwhile finds the old one. Where writing fails the old one stays and nothing else is left;
+    InputError names the place and the reason, such as a full disk.
+    """
+    path = Path(path).absolute()
+    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.part"):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                _remove(left)
+        yield part
+        _to_disk(part)
+        if part.is_dir() and path.is_dir():
+            _exchange(part, path)
+        else:
+            part.replace(path)
+    except Exception as error:
+        if reason := _reason(error):
+            raise InputError(f"{path}: cannot be written ({reason})") from error
+        raise
+    finally:
+        _remove(part)
+
+
+def write(path: Path | str, content: str | bytes) -> None:
+    """Replaces a file by this content; see `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _exchange(part: Path, path: Path) -> None:
+    """Puts a folder in the place of another; what only the other one holds stays."""
+    old = path.rename(part.with_suffix(".old"))
+    part.rename(path)
+    for other in old.iterdir():
+        if not (path / other.name).exists():
+            other.rename(path / other.name)
+    _remove(old)
+
+
+def _to_disk(part: Path) -> None:
+    """Waits until the disk holds a file, or every file of a folder."""
+    for file in part.rglob("*") if part.is_dir() else [part]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    """Why the system refused; empty if it didn't. Libraries in Rust tell it in words: "... (os error 28)"."""
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found[1])
+    return os.strerror(number) if number else ""
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a name among programs; yields whether it does: False where another has it and `wait` is not set.
+
+    It spares work that two would do twice; nothing is wrong without it, so where a file system has no locks
+    all go on. The system lets go when a process ends, however it ends.
+    """
+    file = path.parent / ".locks" / f"{path.name}.lock"
+    lock, held = FileLock(file, thread_local=False), True
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=wait)
+    except Timeout:
+        held = False
+    except OSError:
+        pass
+    try:
+        yield held
+    finally:
+        lock.release()
 
 
 def hold(path: Path, key: frozenset | None = None, wait: bool = True) -> IO | None:
@@ -48,11 +137,3 @@ def hold(path: Path, key: frozenset | None = None, wait: bool = True) -> IO | No
 def _fingerprint(key: frozenset) -> str:
     """The same word for the same key in every process (Python's own hash of strings is salted)."""
     return hashlib.sha256(repr(sorted(map(repr, key))).encode()).hexdigest()[:16]
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Replaces a file at once (never a half-written one); InputError when the place can't be written."""
-    try:
-        replace_bytes(path, content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

@@ -73,7 +73,7 @@ def _run(notebook: Path, profile: Profile) -> str | None:
         return f"its kernel was killed (out of memory?) after {_duration(time.monotonic() - start)}"
     cost = f"{_duration(time.monotonic() - start)}, peak {memory.peak_bytes / 1e9:.1f} GB"
     executed.metadata["vtc"] = {"sources": sources, "cost": cost}
-    files.replace_bytes(done, json.dumps(executed, indent=1).encode())
+    files.write(done, json.dumps(executed, indent=1))
     going.unlink()
     print(f"    {cost}", flush=True)
     return None

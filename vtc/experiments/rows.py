@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtc.files import hold, replace_bytes
+from vtc import files
+from vtc.files import hold
 
 Row = dict[str, str]
 
@@ -83,7 +84,7 @@ def append(path: Path, rows: list[Row]) -> None:
 
 def write(path: Path, rows: list[Row], header: list[str]) -> None:
     """Replaces a file by these rows; who reads meanwhile sees the old or the new one, never half."""
-    replace_bytes(path, (_csv([dict(zip(header, header))], header) + _csv(rows, header)).encode())
+    files.write(path, (_csv([dict(zip(header, header))], header) + _csv(rows, header)))
 
 
 def columns(rows: list[Row]) -> list[str]:

@@ -113,7 +113,7 @@ def save(
     }
     written = {profile.figures / f"{stem}.{kind}": content for kind, content in contents.items() if content}
     for path, content in written.items():
-        files.replace_bytes(path, content)
+        files.write(path, content)
     return Picture(picture.png, picture.alt, picture.width, tuple(written))
 
 

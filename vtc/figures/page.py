@@ -29,7 +29,7 @@ def make(profile: Profile, fits: dict[str, Fit] | None = None, draws: int = DRAW
     """Writes planner.html beside the profile's figures -> its path; `fits` by task (default: the paper's)."""
     fits = {task: fit(published(task)) for task in ("reasoning", "ocr")} if fits is None else fits
     path = profile.figures / "planner.html"
-    files.replace_bytes(path, html(fits, draws).encode())
+    files.write(path, html(fits, draws))
     return path
 
 

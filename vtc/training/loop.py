@@ -6,7 +6,6 @@ Batches are made from the step's number, so a killed run goes on with the very b
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vtc.files import hold
+from vtc.files import file_lock, replacing
 from vtc.progress import bar
 
 BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # where a CPU lacks it, bf16 is slower than float32
@@ -91,10 +90,8 @@ def _keep(learns: dict, optimizers: list, step: int, stage: Stage, folder: Path)
 
 def save_whole(tensors: dict[str, torch.Tensor], file: Path, facts: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors so that the file is whole or not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=facts)
-    part.replace(file)
+    with replacing(file) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=facts)
 
 
 @contextmanager
@@ -103,7 +100,7 @@ def once(file: Path) -> Iterator[bool]:
     if file.exists():
         yield False
         return
-    with hold(file):
+    with file_lock(file):
         yield not file.exists()
 
 
