@@ -310,7 +310,7 @@ def test_a_quickened_tower_gives_the_same_features(dtype, atol, monkeypatch):
     monkeypatch.setattr(fast, "in_blocks", lambda q: dtype == "bfloat16")
     p = profiles.get("smoke")
     torch.manual_seed(0)
-    eyes = Tower(p.tower, p.pixels).to(getattr(torch, dtype)).eval()
+    eyes = Tower(p.tower).to(getattr(torch, dtype)).eval()
     images = torch.randint(0, 256, (3, p.pixels, p.pixels, 3), dtype=torch.uint8)
     with torch.inference_mode():
         wanted, found = eyes(images), fast.quicken(copy.deepcopy(eyes))(images)

@@ -87,7 +87,7 @@ def test_tower_within_one_percent_of_the_instrumented_count(image, patch, layers
         attn_implementation="eager",
     )
     model = CLIPVisionModel(config).eval()
-    shape = cost.TowerShape("test", image, patch, layers, d, d_ff, heads)
+    shape = cost.TowerShape(d, layers, heads, patch, (layers,), image, d_ff)
     seen = counted(lambda: model(pixel_values=torch.zeros(2, 3, image, image)))
     assert cost.tower_pass(shape, 2).flops == pytest.approx(seen, rel=0.01)
     assert shape.params == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
@@ -109,7 +109,7 @@ def test_presets_have_the_sizes_they_are_named_for():
 def test_compressors_within_one_percent_of_the_instrumented_count(name, V):
     from vtc.compressors import ledger
 
-    tower = cost.TowerShape("test", 336, 28, 2, 64, 256, 4)
+    tower = cost.TowerShape(64, 4, 4, 28, (1, 2, 3, 4), 336)
     shape = {"tokens": V, "grid": tower.g, "d": 64, "d_levels": 256, "d_llm": 96, "d_question": 96}
     ours = cost.compressor(name, tower, V, 96)
     seen = ledger.instrumented(compressors.build(name, **shape), b=3)
@@ -123,7 +123,7 @@ def test_wide_compressors_within_one_percent_in_either_precision(name, dtype):
 
     from vtc.compressors import ledger
 
-    tower = cost.TowerShape("test", 336, 28, 2, 512, 2048, 8)
+    tower = cost.TowerShape(512, 4, 8, 28, (1, 2, 3, 4), 336)
     shape = {"tokens": 16, "grid": tower.g, "d": 512, "d_levels": 2048, "d_llm": 512, "d_question": 512}
     with torch.device("meta"):
         built = compressors.build(name, **shape).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
@@ -137,7 +137,7 @@ def test_compressor_weights_and_traits_are_those_that_are_built(name):
     import torch
 
     for d, D, g in ((64, 64, 12), (1024, 2048, 24)):
-        tower = cost.TowerShape("test", 14 * g, 14, 2, d, 4 * d, 8)
+        tower = cost.TowerShape(d, 4, 8, 14, (1, 2, 3, 4), 14 * g)
         there = compressors.possible(name, g)
         for V in {there[0], there[len(there) // 2], there[-1]} - {0}:
             shape = {"tokens": V, "grid": g, "d": d, "d_levels": 4 * d, "d_llm": D, "d_question": D}
@@ -202,7 +202,7 @@ def test_compressors_of_ones_own_are_counted_as_they_are_built(monkeypatch):
     monkeypatch.setattr(compressors, "REGISTRY", dict(compressors.REGISTRY))
     for one in (Asked, Pool, Late):
         compressors.register(one.__name__, one)
-    tower = cost.TowerShape("test", 48, 4, 4, 64, 256, 4)
+    tower = cost.TowerShape(64, 4, 4, 4, (1, 2, 3, 4), 48)
     asked, pool, late = (cost.compressor(name, tower, [0, 4], 96) for name in ("Asked", "Pool", "Late"))
     for found in (asked, pool, late):
         assert found.flops.tolist() == [0, 2 * 4 * 64 * 96] and found.weights.tolist() == [0, 65 * 96]
@@ -216,7 +216,7 @@ def test_a_smaller_image_spares_the_tower():
         cost.stages(cost.Pipeline(cost.llm("7"), compressor=n), 36, 50) for n in ("downsample_image", "pool")
     )
     assert small["prefill"].flops == pool["prefill"].flops
-    fewer = dataclasses.replace(cost.CLIP_L_336, image=6 * 14)
+    fewer = dataclasses.replace(cost.CLIP_L_336, pixels=6 * 14)
     assert small["tower"].flops == cost.tower_pass(fewer).flops < 0.1 * pool["tower"].flops
 
 

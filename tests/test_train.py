@@ -18,6 +18,7 @@ from vtc import data, profiles
 from vtc.evaluation import ask
 from vtc.experiments import sweep
 from vtc.models.llm import make_llm, make_tokenizer
+from vtc.shapes import LLMShape
 from vtc.training import stages, tower
 from vtc.training.loop import Muon, Stage, fit
 from vtc.training.losses import Guided
@@ -37,7 +38,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("stopped_at", [2, 4, 7])
 def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
-    size = profiles.LLMSize("t", d=16, layers=1, heads=1, d_ff=32)
+    size = LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True)
     tokenizer = make_tokenizer()
     scenes = data.make_scenes(8, "train", seed=0)
     told = [data.in_words(scenes, i) for i in range(8)]

@@ -17,10 +17,11 @@ from vtc.models.fast import Runner
 from vtc.models.llm import Norm, make_llm, make_tokenizer, swap_norms
 from vtc.models.prompt import NOBODY, SHARED, block_mask
 from vtc.models.vlm import VLM
+from vtc.shapes import LLMShape
 from vtc.training import stages, tower
 
 P = profiles.get("smoke")
-SIZE = profiles.LLMSize("test", d=32, layers=2, heads=2, d_ff=64)
+SIZE = LLMShape("test", d=32, layers=2, heads=2, d_ff=64, tied=True)
 
 
 def features(b: int, seed: int = 0) -> Features:
@@ -199,7 +200,7 @@ def test_gradient_reaches_what_trains_and_nothing_else():
 @pytest.mark.parametrize("compressor", ["llavamini_fused", *STEERED])
 def test_saved_model_answers_alike(compressor, tmp_path):
     vlm = model(compressor, 4)
-    vlm.tower[0] = tower.Tower(P.tower, P.pixels).eval().requires_grad_(False)
+    vlm.tower[0] = tower.Tower(P.tower).eval().requires_grad_(False)
     vlm.save_pretrained(tmp_path)
     again = VLM.from_pretrained(tmp_path)
     images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
@@ -275,7 +276,7 @@ def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **shape)
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    size = profiles.LLMSize("own", d=32, layers=2, heads=4, d_ff=64, checkpoint=str(tmp_path))
+    size = LLMShape("own", d=32, layers=2, heads=4, d_ff=64, checkpoint=str(tmp_path))
     vlm = stages.build(replace(P, sizes=(size,)), stages.Case("own", 4, compressor, 0)).eval()
     assert vlm.tokenizer.pad_token_id == 3 and vlm.llm.dtype == torch.bfloat16
     vlm.save_pretrained(tmp_path / "saved")
@@ -296,12 +297,12 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     with pytest.raises(ZeroDivisionError):  # both were moved
         vlm(packed, seen)
     images = torch.zeros(1, P.pixels, P.pixels, 3, dtype=torch.uint8)
-    assert tower.Tower(P.tower, P.pixels).to("meta")(images, selecting=True).keys.is_meta
+    assert tower.Tower(P.tower).to("meta")(images, selecting=True).keys.is_meta
 
 
 def test_padding_among_visual_tokens_is_not_seen(monkeypatch):
     """Adaptive PruMerge: other padding changes neither what is learnt nor what is answered."""
-    vlm, eyes = talkative("prumerge", 16, adaptive=True), tower.Tower(P.tower, P.pixels)
+    vlm, eyes = talkative("prumerge", 16, adaptive=True), tower.Tower(P.tower)
     images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
     with torch.no_grad():
         seen = eyes(images, selecting=True)

@@ -7,26 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vtc import InputError
+from vtc.shapes import CLIP_L_336, LLMS, LLMShape, TowerShape
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed in editable mode
-
-
-@dataclass(frozen=True)
-class LLMSize:
-    """One language model of the sweep; N is counted from these widths (`vtc.cost`), never typed."""
-
-    name: str
-    d: int  # hidden width
-    layers: int  # decoder layers
-    heads: int  # attention heads, each d / heads wide
-    d_ff: int  # inner width of the gated MLP
-    checkpoint: str | None = None  # hub id or local path; None: pre-trained here on text
-
-    @property
-    def N(self) -> int:
-        """Parameters that multiply every token: attention (with its q, k, v biases), MLP and norms."""
-        attention = 4 * self.d * self.d + 3 * self.d
-        return self.layers * (attention + 3 * self.d * self.d_ff + 2 * self.d) + self.d
 
 
 @dataclass(frozen=True)
@@ -60,18 +43,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TowerSize:
-    """The vision tower: an open_clip ViT trained here, or a checkpoint by id."""
+class TowerRecipe:
+    """How the vision tower is pre-trained on dense cell labels; a checkpoint is not."""
 
-    d: int  # width
-    layers: int  # transformer layers
-    heads: int
-    patch: int  # pixels on a side of a patch
-    levels: tuple[int, ...]  # layers whose outputs are concatenated; the last of them is `features.last`
-    steps: int  # pre-training steps on dense cell labels
-    batch: int  # images a pre-training step
+    steps: int
+    batch: int  # images a step
     lr: float = 3e-3  # peak learning rate
-    checkpoint: str | None = None  # open_clip id or local path
 
 
 @dataclass(frozen=True)
@@ -79,15 +56,15 @@ class Profile:
     """Numbers that differ between sizes; everything a reader sees stays the same."""
 
     name: str
-    g: int  # side of the vision grid, g * g patches
     V: tuple[int, ...]  # visual tokens of the sweep; 0 is the text-only control
-    sizes: tuple[LLMSize, ...]
+    sizes: tuple[LLMShape, ...]  # N is counted from these widths, never typed
     seeds: tuple[int, ...]  # seeds measured by one `vtc reproduce`
     recorded_seeds: tuple[int, ...]  # seeds that the recorded rows hold
     images_train: int
     images_test: int
     questions_test: int  # questions a task at evaluation
-    tower: TowerSize
+    tower: TowerShape
+    tower_recipe: TowerRecipe | None  # None: the tower is a checkpoint
     recipe: Recipe
     zoo: tuple[
         str, ...
@@ -101,14 +78,19 @@ class Profile:
     run: str = field(default="")  # folder under runs/ (VTC_RUN names it too); else the profile's name
 
     @property
+    def g(self) -> int:
+        """Side of the vision grid."""
+        return self.tower.g
+
+    @property
     def s(self) -> int:
         """Patches of an image, g * g."""
-        return self.g * self.g
+        return self.tower.s
 
     @property
     def pixels(self) -> int:
         """Side of an image in pixels."""
-        return self.g * self.tower.patch
+        return self.tower.pixels
 
     @property
     def results(self) -> Path:
@@ -135,7 +117,7 @@ class Profile:
         """Weights and features that a seed can remake."""
         return self.runs / "cache"
 
-    def size(self, name: str) -> LLMSize:
+    def size(self, name: str) -> LLMShape:
         """The LLM of that name; InputError names those there are."""
         for size in self.sizes:
             if size.name == name:
@@ -155,13 +137,12 @@ class Profile:
         return "\n".join(lines)
 
 
-def _tiny(name: str, d: int, layers: int) -> LLMSize:
-    return LLMSize(name, d=d, layers=layers, heads=-(-d // 32), d_ff=3 * d)
+def _tiny(name: str, d: int, layers: int) -> LLMShape:
+    return LLMShape(name, layers, d, d_ff=3 * d, heads=-(-d // 32), tied=True)
 
 
 SMOKE = Profile(
     name="smoke",
-    g=12,
     V=(0, 1, 16),
     sizes=(_tiny("xs", 32, 1), _tiny("s", 64, 1)),
     seeds=(0,),
@@ -169,7 +150,8 @@ SMOKE = Profile(
     images_train=128,
     images_test=32,
     questions_test=8,
-    tower=TowerSize(d=32, layers=2, heads=2, patch=4, levels=(1, 2), steps=10, batch=16),
+    tower=TowerShape(d=32, layers=2, heads=2, patch=4, levels=(1, 2), pixels=48),
+    tower_recipe=TowerRecipe(steps=10, batch=16),
     recipe=Recipe(
         batch=8, pack=4, text_steps=6, align_steps=4, instruct_steps=6, checkpoint_every=3, span=16
     ),
@@ -183,7 +165,6 @@ SMOKE = Profile(
 
 LAPTOP = Profile(
     name="laptop",
-    g=12,
     V=(0, 1, 4, 9, 16, 36, 144),
     sizes=(_tiny("xs", 32, 2), _tiny("s", 48, 2), _tiny("m", 64, 3), _tiny("l", 128, 3)),
     seeds=(0,),
@@ -191,7 +172,8 @@ LAPTOP = Profile(
     images_train=8192,
     images_test=1024,
     questions_test=250,
-    tower=TowerSize(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), steps=2000, batch=16),
+    tower=TowerShape(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), pixels=48),
+    tower_recipe=TowerRecipe(steps=2000, batch=16),
     recipe=Recipe(
         batch=16,
         pack=8,
@@ -214,14 +196,14 @@ LAPTOP = Profile(
 GPU = replace(
     LAPTOP,
     name="gpu",
-    g=24,
     V=(0, 1, 4, 16, 36, 64, 144, 576),
-    sizes=LAPTOP.sizes + (LLMSize("xl", d=256, layers=6, heads=8, d_ff=768),),
+    sizes=LAPTOP.sizes + (_tiny("xl", 256, 6),),
     seeds=(0, 1, 2),
     images_train=32768,
     images_test=4096,
     questions_test=1000,
-    tower=replace(LAPTOP.tower, steps=4000, batch=256),
+    tower=replace(LAPTOP.tower, pixels=96),
+    tower_recipe=TowerRecipe(steps=4000, batch=256),
     recipe=Recipe(
         batch=128,
         pack=8,
@@ -238,25 +220,20 @@ GPU = replace(
 )
 
 
-def _qwen(name: str, d: int, layers: int, heads: int, d_ff: int) -> LLMSize:
-    return LLMSize(name, d, layers, heads, d_ff, checkpoint=f"Qwen/Qwen1.5-{name}-Chat")
+def _qwen(size: str) -> LLMShape:
+    return replace(LLMS[f"qwen1.5-{size.lower()}"], name=size, checkpoint=f"Qwen/Qwen1.5-{size}-Chat")
 
 
 PAPER = replace(
     GPU,
     name="paper",
     V=(0, 1, 4, 16, 36, 64, 144, 576),
-    sizes=(
-        _qwen("0.5B", 1024, 24, 16, 2816),
-        _qwen("1.8B", 2048, 24, 16, 5504),
-        _qwen("4B", 2560, 40, 20, 6912),
-        _qwen("7B", 4096, 32, 32, 11008),
-        _qwen("14B", 5120, 40, 40, 13696),
-    ),
+    sizes=tuple(_qwen(size) for size in ("0.5B", "1.8B", "4B", "7B", "14B")),
     seeds=(0,),
     recorded_seeds=(0,),
     images_train=558_128,
-    tower=TowerSize(1024, 24, 16, 14, (12, 16, 22, 23), 0, 0, checkpoint="ViT-L-14-336"),
+    tower=replace(CLIP_L_336, checkpoint="ViT-L-14-336"),
+    tower_recipe=None,
     recipe=Recipe(256, 1, 0, 2_180, 5_197, align_lr=1e-3, instruct_lr=2e-5, checkpoint_every=500),
     zoo_size="7B",
     note="a cluster, through accelerate; LLaVA-558k then mix-665k",

@@ -14,23 +14,28 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class LLMShape:
-    """A decoder-only LLM with gated MLPs (Qwen2, LLaMA): what its cost depends on."""
+    """A decoder-only LLM with gated MLPs (Qwen2, LLaMA): what its cost depends on, and how to build it."""
 
     name: str
     layers: int
     d: int  # width
     d_ff: int  # width of the gated MLP
     heads: int  # query heads
-    kv_heads: int  # key and value heads
-    vocab: int  # rows of the embedding table and of the LM head
+    kv_heads: int | None = None  # key and value heads; None: as many as query heads
+    vocab: int = 0  # rows of the embedding table and of the LM head; 0: those of the tokenizer it will get
     tied: bool = False  # the head is the embedding table
     bias: bool = True  # biases on q, k and v (Qwen yes, LLaMA no)
     nominal: float = float("nan")  # the paper's N, billions
+    checkpoint: str | None = None  # hub id or folder of its weights; None: trained here
+
+    def __post_init__(self) -> None:
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
 
     @property
     def d_kv(self):
         """Width of the keys (and of the values) of one token."""
-        return self.kv_heads * (self.d / self.heads)
+        return _whole(self.kv_heads * (self.d / self.heads))
 
     @property
     def matrices(self):
@@ -40,8 +45,7 @@ class LLMShape:
     @property
     def N(self):
         """The paper's N: parameters that every token meets; neither the embedding table nor the head."""
-        biases = np.asarray(self.bias, int) * (self.d + 2 * self.d_kv)
-        return self.matrices + self.layers * (biases + 2 * self.d) + self.d
+        return self.matrices + self.layers * (self.bias * (self.d + 2 * self.d_kv) + 2 * self.d) + self.d
 
     @property
     def head(self):
@@ -51,45 +55,49 @@ class LLMShape:
     @property
     def params(self):
         """All parameters that memory must hold."""
-        return self.N + (2 - np.asarray(self.tied, int)) * self.head
+        return self.N + self.head + np.where(self.tied, 0, self.head)
 
     def kv_bytes(self, dtype: str = "bf16"):
         """Bytes of KV cache one token takes."""
         return 2 * self.layers * self.d_kv * BYTES[dtype]
 
     @staticmethod
-    def of(size, vocab: int, tied: bool = True) -> LLMShape:
-        """The shape of a profile's `LLMSize` with `vocab` words."""
-        return LLMShape(size.name, size.layers, size.d, size.d_ff, size.heads, size.heads, vocab, tied)
-
-    @staticmethod
     def stack(shapes, trailing: int = 0) -> LLMShape:
         """Several shapes as one whose fields are arrays (n, 1 * trailing): a whole family in one call."""
         axes = (-1,) + (1,) * trailing
-        fields = [f.name for f in dataclasses.fields(LLMShape) if f.name != "name"]
+        fields = [f.name for f in dataclasses.fields(LLMShape) if f.name not in ("name", "checkpoint")]
         columns = {f: np.array([getattr(s, f) for s in shapes]).reshape(axes) for f in fields}
         return LLMShape(name="+".join(s.name for s in shapes), **columns)
+
+
+def _whole(x):
+    """A number without its fraction where that is zero; arrays as they are."""
+    return int(x) if np.ndim(x) == 0 and x == int(x) else x
 
 
 @dataclass(frozen=True)
 class TowerShape:
     """A CLIP vision transformer: patches of one image in, one token a patch (and a class token) out."""
 
-    name: str
-    image: int  # side, pixels
-    patch: int  # side, pixels
-    layers: int
     d: int  # width
-    d_ff: int  # width of the MLP
+    layers: int
     heads: int
+    patch: int  # side of a patch, pixels
+    levels: tuple[int, ...]  # layers that compressors read; the last is `features.last`, later ones never run
+    pixels: int  # side of an image
+    d_ff: int | None = None  # width of the MLP; None: 4 d
     extra: int = 1  # class tokens
-    levels: int = 4  # layers whose features the compressor reads
-    layers_run: int | None = None  # layers computed; fewer where the last are never read
+    checkpoint: str | None = None  # open_clip id or folder of its weights; None: trained here
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", 4 * self.d)
 
     @property
     def g(self) -> int:
         """Side of the patch grid."""
-        return self.image // self.patch
+        return self.pixels // self.patch
 
     @property
     def s(self) -> int:
@@ -97,14 +105,26 @@ class TowerShape:
         return self.g**2
 
     @property
+    def d_levels(self) -> int:
+        """Width of the levels side by side."""
+        return self.d * len(self.levels)
+
+    @property
     def depth(self) -> int:
-        return self.layers if self.layers_run is None else self.layers_run
+        """Layers that are computed."""
+        return max(self.levels)
 
     @property
     def params(self) -> int:
         """Parameters that memory must hold (computed layers only)."""
         block = 4 * self.d**2 + 2 * self.d * self.d_ff + 9 * self.d + self.d_ff
         return self.depth * block + (3 * self.patch**2 + self.s + self.extra + 3) * self.d
+
+    @classmethod
+    def saved(cls, fields: dict, g: int) -> TowerShape:
+        """The shape in a saved config; older ones hold training numbers (passed over) and no pixels."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{"pixels": g * fields["patch"]} | {k: v for k, v in fields.items() if k in own})
 
 
 LLMS = {
@@ -119,7 +139,8 @@ LLMS = {
     )
 }
 QWEN15 = tuple(shape for name, shape in LLMS.items() if name.startswith("qwen1.5"))
-CLIP_L_336 = TowerShape("clip-vit-l-14-336", 336, 14, 24, 1024, 4096, 16, layers_run=23)  # LLaVA reads h[-2]
+# LLaVA reads h[-2], the output of layer 23; the other levels are TokenPacker's and QueCC's.
+CLIP_L_336 = TowerShape(1024, 24, 16, 14, (12, 16, 22, 23), 336)
 
 
 def llm(name: str) -> LLMShape:

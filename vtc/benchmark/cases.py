@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from vtc import InputError, compressors, cost, profiles
@@ -84,13 +85,10 @@ def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
     """The shapes of a case; raises InputError for names that are not known."""
     name, tower = c["llm"], cost.CLIP_L_336
     if c["tower"] != "clip":
-        p = profiles.get(c["tower"])
-        t = p.tower
-        levels, run = len(t.levels), max(t.levels)
-        tower = cost.TowerShape(p.name, p.pixels, t.patch, t.layers, t.d, 4 * t.d, t.heads, 1, levels, run)
+        tower = profiles.get(c["tower"]).tower
     if ":" in name:
         profile, _, size = name.partition(":")
-        return cost.LLMShape.of(profiles.get(profile).size(size), WORDS), tower
+        return replace(profiles.get(profile).size(size), vocab=WORDS), tower
     return (_checkpoint_shape(name) if "/" in name or Path(name).is_dir() else cost.llm(name)), tower
 
 

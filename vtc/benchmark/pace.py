@@ -87,7 +87,7 @@ def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float]:
     with _threads(1):
         model, other = (_untrained(p, case | same) for same in ({}, {"compressor": "tokenpacker", "V": 1}))
         draw = torch.Generator().manual_seed(0)
-        levels = torch.randn(1, p.s, p.tower.d * len(p.tower.levels), generator=draw)
+        levels = torch.randn(1, p.s, p.tower.d_levels, generator=draw)
         heads, d = p.tower.heads, p.tower.d
         seen = Features(
             last=levels[..., :d],

@@ -17,7 +17,6 @@ from vtc.benchmark.reading import floor
 from vtc.compressors.base import Features, mlp2x
 from vtc.models.fast import Product, Runner, quicken
 from vtc.models.tower import Tower
-from vtc.profiles import TowerSize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -151,10 +150,9 @@ class Bench:
         self.baseline = make_llm(c["llm"], self.shape, self.dtype, self.on)
         self.baseline.generation_config.eos_token_id = None  # every request makes all G tokens
         self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
-        t = self.tower_shape
-        size = TowerSize(t.d, t.layers, t.heads, t.patch, _levels(t), 0, 0)
-        self.tower = quicken(Tower(size, t.image).to(self.on, self.dtype).eval().requires_grad_(False))
-        self.images = torch.zeros(self.batch, t.image, t.image, 3, dtype=torch.uint8, device=self.on)
+        tower, pixels = Tower(self.tower_shape), self.tower_shape.pixels
+        self.tower = quicken(tower.to(self.on, self.dtype).eval().requires_grad_(False))
+        self.images = torch.zeros(self.batch, pixels, pixels, 3, dtype=torch.uint8, device=self.on)
         self.text = self._embedded(c["Q"])
         self.seen_tower = False
 
@@ -250,7 +248,7 @@ class Bench:
         The projector is None where the compressor ends at the LLM's width.
         """
         t, d = self.tower_shape, self.shape.d
-        shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d * t.levels, "d_llm": d, "d_question": d}
+        shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d_levels, "d_llm": d, "d_question": d}
         module = compressors.build(self.c["compressor"], **shape)
         project = None if module.ends_at_llm else mlp2x(t.d, d, d)
         for part in (module, project):
@@ -258,11 +256,6 @@ class Bench:
                 part.to(self.on, self.dtype).eval().requires_grad_(False)
         reads = module.needs_question
         return (lambda asked: module(features, asked) if reads else module(features)), project, reads
-
-
-def _levels(t: cost.TowerShape) -> tuple[int, ...]:
-    """Which layers are read: CLIP's as in the paper, else the last ones."""
-    return (12, 16, 22, 23) if t.layers == 24 else tuple(range(t.depth - t.levels + 1, t.depth + 1))
 
 
 def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]) -> dict:

@@ -125,7 +125,7 @@ def compressor(name: str, tower: TowerShape, V, d_llm, dtype: str = "bf16") -> C
     return CompressorCost(
         flops=each,
         fixed=fixed,
-        elements=s * (d + d * tower.levels) + V * D + np.where(weights > 0, 8 * s * d, 0),
+        elements=s * (d + tower.d_levels) + V * D + np.where(weights > 0, 8 * s * d, 0),
         weights=weights,
         at_llm_width=kind.ends_at_llm,
         question_pass=source if kind.needs_question else None,
@@ -139,7 +139,7 @@ def _count(name: str, tower: TowerShape, V: float, D: float, dtype: str) -> tupl
     """Its traits, and operations per image, once a call, and weights, at one V and one width of the LLM."""
     cls, options = entry(name)
     V = int(V) if V == int(V) else V
-    d, L = tower.d, tower.d * tower.levels
+    d, L = tower.d, tower.d_levels
     if cls not in ledger.FORMULAS and V:
         wide = round(D)
         module = build(name, tokens=V, grid=tower.g, d=d, d_levels=L, d_llm=wide, d_question=wide)

@@ -6,6 +6,8 @@ the difficulty of the questions out of the difference. Seeds that both have are 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -93,12 +95,10 @@ def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
 
     Compressor, question pass, projector, prefill and first token; the tower is the same for all and left out.
     """
-    t = p.tower
-    seen = cost.TowerShape(p.name, p.pixels, t.patch, t.layers, t.d, 4 * t.d, t.heads, levels=len(t.levels))
     counted = []
     for row in rows.itertuples():
-        llm = cost.LLMShape.of(p.size(row.size), len(data.WORDS))
-        pipe = cost.Pipeline(llm, seen, row.compressor, features_cached=True)
+        llm = replace(p.size(row.size), vocab=len(data.WORDS))
+        pipe = cost.Pipeline(llm, p.tower, row.compressor, features_cached=True)
         counted.append(float(cost.flops(pipe, row.V, row.Q)) / 1e6)
     error = rows[[f"error_{family}" for family in data.FAMILIES]].mean(axis=1)
     return rows.assign(error=error, mflop=counted)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from vtc import InputError, data
-from vtc.profiles import LLMSize
+from vtc.shapes import LLMShape
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 
@@ -34,7 +34,7 @@ def make_tokenizer(words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFa
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
 
 
-def tokenizer_of(size: LLMSize, words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFast:
+def tokenizer_of(size: LLMShape, words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFast:
     """What the LLM of that size reads: its checkpoint's own tokens or, without one, these words."""
     return _loaded(AutoTokenizer, size.checkpoint) if size.checkpoint else make_tokenizer(words)
 
@@ -109,13 +109,13 @@ class _RMS(torch.autograd.Function):
         return inner.addcmul_(normed, along, value=-1).mul_(inverse), to_weight, None
 
 
-def make_llm(size: LLMSize, vocabulary: int) -> Qwen2ForCausalLM:
+def make_llm(size: LLMShape, vocabulary: int) -> Qwen2ForCausalLM:
     """The LLM of that size: its checkpoint's weights, or fresh ones with attention written out."""
     if size.checkpoint:
         return _loaded(AutoModelForCausalLM, size.checkpoint, attn_implementation="sdpa")
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=size.d, intermediate_size=size.d_ff, num_hidden_layers=size.layers,
-        num_attention_heads=size.heads, num_key_value_heads=size.heads, tie_word_embeddings=True,
+        num_attention_heads=size.heads, num_key_value_heads=size.kv_heads, tie_word_embeddings=size.tied,
         max_position_embeddings=4096, initializer_range=size.d**-0.5, pad_token_id=0, eos_token_id=2,
         bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip

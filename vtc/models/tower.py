@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vtc import InputError
 from vtc.compressors.base import Features
-from vtc.profiles import TowerSize
+from vtc.shapes import TowerShape
 
 
 class Tower(nn.Module):
@@ -26,10 +26,10 @@ class Tower(nn.Module):
     h[-2].
     """
 
-    def __init__(self, size: TowerSize, pixels: int, visual: nn.Module | None = None) -> None:
+    def __init__(self, shape: TowerShape, visual: nn.Module | None = None) -> None:
         super().__init__()
-        self.size, self.pixels = size, pixels
-        self.visual = visual if visual is not None else _visual(size, pixels)
+        self.shape, self.pixels = shape, shape.pixels
+        self.visual = visual if visual is not None else _visual(shape)
         self.register_buffer("mean", torch.tensor([0.4814, 0.4578, 0.4082]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.2686, 0.2613, 0.2758]).view(3, 1, 1), persistent=False)
 
@@ -43,13 +43,13 @@ class Tower(nn.Module):
         images = images.to(self.mean.device)
         x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
         if side is not None:
-            return self._smaller(side)._of(_shrunk(x, side * self.size.patch), selecting)
+            return self._smaller(side)._of(_shrunk(x, side * self.shape.patch), selecting)
         return self._of(x, selecting)
 
     def _smaller(self, side: int) -> Tower:
         """The same weights for side x side patches: the table of places is shrunk as the image is."""
-        twin, visual, d = copy.copy(self), copy.copy(self.visual), self.size.d
-        g, table = self.pixels // self.size.patch, visual.positional_embedding.detach()
+        twin, visual, d = copy.copy(self), copy.copy(self.visual), self.shape.d
+        g, table = self.shape.g, visual.positional_embedding.detach()
         places = _shrunk(table[1:].T.reshape(1, d, g, g), side).flatten(2)[0].T  # (side * side, d)
         visual._parameters = {**visual._parameters, "positional_embedding": torch.cat([table[:1], places])}
         twin._modules = {**self._modules, "visual": visual}
@@ -57,18 +57,18 @@ class Tower(nn.Module):
 
     def _of(self, x: Tensor, selecting: bool) -> Features:
         """Normalised pixels (b, 3, h, h) -> Features."""
-        block, read = self.visual.transformer.resblocks[self.size.levels[-1] - 1], []
+        block, read = self.visual.transformer.resblocks[self.shape.levels[-1] - 1], []
         hook = block.ln_1.register_forward_hook(lambda module, given, out: read.append(out))
         with hook:
             out = self.visual.forward_intermediates(
-                x.to(self.visual.conv1.weight.dtype), indices=[i - 1 for i in self.size.levels],
+                x.to(self.visual.conv1.weight.dtype), indices=[i - 1 for i in self.shape.levels],
                 stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True,
             )  # fmt: skip
         levels = torch.cat(out["image_intermediates"], -1)  # (b, s, d * levels)
         more = self._selecting(read[0], block.attn) if selecting else {}
-        if selecting and self.size.checkpoint:
+        if selecting and self.shape.checkpoint:
             more["cls"] = out["image_intermediates_prefix"][-1][:, 0]  # (b, d)
-        return Features(levels=levels, last=levels[..., -self.size.d :], **more)
+        return Features(levels=levels, last=levels[..., -self.shape.d :], **more)
 
     def _selecting(self, x: Tensor, attn: nn.MultiheadAttention) -> dict[str, Tensor]:
         """Normed input (b, 1 + s, d) of a layer -> who is attended to, and keys.
@@ -82,7 +82,7 @@ class Tower(nn.Module):
             part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k)
         )  # (b, h, 1 + s, c)
         weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
-        row = weights[:, :, 0] if self.size.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
+        row = weights[:, :, 0] if self.shape.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
         return {"attention": row[..., 1:], "keys": k[:, :, 1:].transpose(1, 2)}
 
 
@@ -91,14 +91,14 @@ def _shrunk(x: Tensor, side: int) -> Tensor:
     return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _visual(size: TowerSize, pixels: int) -> nn.Module:
+def _visual(shape: TowerShape) -> nn.Module:
     from open_clip.transformer import VisionTransformer
 
     visual = VisionTransformer(
-        image_size=pixels, patch_size=size.patch, width=size.d, layers=size.layers, heads=size.heads,
-        mlp_ratio=4.0, output_dim=size.d,
+        image_size=shape.pixels, patch_size=shape.patch, width=shape.d, layers=shape.layers,
+        heads=shape.heads, mlp_ratio=shape.d_ff / shape.d, output_dim=shape.d,
     )  # fmt: skip
-    g, quarter = pixels // size.patch, size.d // 4
+    g, quarter = shape.g, shape.d // 4
     y, x = (
         axis.flatten()[:, None] for axis in torch.meshgrid(*2 * [torch.arange(g).float()], indexing="ij")
     )  # (s, 1)
@@ -130,8 +130,10 @@ def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
             f"tower {name!r} could not be loaded ({str(e).splitlines()[0]}); expected {known}"
         ) from None
     visual = model.visual
-    patch, pixels = visual.patch_size[0], visual.image_size[0]
-    size = TowerSize(
-        visual.conv1.out_channels, len(visual.transformer.resblocks), 0, patch, levels, 0, 0, checkpoint=name
-    )
-    return Tower(size, pixels, visual).eval().requires_grad_(False)
+    blocks = visual.transformer.resblocks
+    shape = TowerShape(
+        d=visual.conv1.out_channels, layers=len(blocks), heads=blocks[0].attn.num_heads,
+        patch=visual.patch_size[0], levels=levels, pixels=visual.image_size[0],
+        d_ff=blocks[0].mlp.c_fc.out_features, checkpoint=name,
+    )  # fmt: skip
+    return Tower(shape, visual).eval().requires_grad_(False)

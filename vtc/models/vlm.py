@@ -27,7 +27,7 @@ from vtc.models import answer
 from vtc.models.llm import swap_norms
 from vtc.models.prompt import NOBODY, SHARED, Packed, block_mask
 from vtc.models.tower import Tower, load_checkpoint
-from vtc.profiles import TowerSize
+from vtc.shapes import TowerShape
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VLMConfig:
     """All that is needed to build the model again."""
 
     llm: dict  # transformers' configuration
-    tower: dict  # TowerSize
+    tower: dict  # TowerShape
     grid: int  # g
     compressor: str  # name in vtc.compressors
     tokens: int  # V
@@ -55,13 +55,13 @@ class VLM(nn.Module):
     ):
         super().__init__()
         self.config, self.tokenizer, self.llm = config, tokenizer, llm
-        size, width = TowerSize(**config.tower), llm.config.hidden_size
+        shape, width = TowerShape.saved(config.tower, config.grid), llm.config.hidden_size
         options = {**config.options}
         if config.tokens and compressors.find(config.compressor).fuses:
             options["llm_config"] = llm.config
         self.compressor = compressors.build(
-            config.compressor, tokens=config.tokens, grid=config.grid, d=size.d,
-            d_levels=size.d * len(size.levels), d_llm=width, d_question=width, **options,
+            config.compressor, tokens=config.tokens, grid=config.grid, d=shape.d,
+            d_levels=shape.d_levels, d_llm=width, d_question=width, **options,
         )  # fmt: skip
         if self.compressor.fuses:
             swap_norms(self.compressor).start_from(llm.model.layers)
@@ -265,7 +265,7 @@ class VLM(nn.Module):
             if k != "llm.lm_head.weight" or not self._tied
         }
         tower = self.tower[0]
-        if tower is not None and not tower.size.checkpoint:
+        if tower is not None and not tower.shape.checkpoint:
             weights |= {f"tower.{k}": v for k, v in tower.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1))
@@ -293,15 +293,14 @@ class VLM(nn.Module):
                 AutoConfig.for_model(**config.llm), attn_implementation="written_out"
             )
         )
-        size = TowerSize(**{**config.tower, "levels": tuple(config.tower["levels"])})
-        model = cls(config, llm, tokenizer)
+        model, shape = cls(config, llm, tokenizer), TowerShape.saved(config.tower, config.grid)
         inside = {k.removeprefix("tower."): v for k, v in weights.items() if k.startswith("tower.")}
         outside = {k: v for k, v in weights.items() if not k.startswith("tower.")}
         missing = model.load_state_dict(outside, strict=False).missing_keys
-        if size.checkpoint:
-            model.tower[0] = load_checkpoint(size.checkpoint, size.levels)
+        if shape.checkpoint:
+            model.tower[0] = load_checkpoint(shape.checkpoint, shape.levels)
         elif inside:
-            tower = model.tower[0] = Tower(size, config.grid * size.patch).eval().requires_grad_(False)
+            tower = model.tower[0] = Tower(shape).eval().requires_grad_(False)
             missing += tower.load_state_dict(inside, strict=False).missing_keys
         for name in missing:
             if name != "llm.lm_head.weight" or not model._tied:

@@ -24,7 +24,8 @@ from vtc.models.answer import check_questions
 from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.models.prompt import NOBODY, Packed
 from vtc.models.vlm import VLM, VLMConfig
-from vtc.profiles import LLMSize, Profile
+from vtc.profiles import Profile
+from vtc.shapes import LLMShape
 from vtc.training import tower
 from vtc.training.loop import Stage, fit, once, save_whole
 from vtc.training.losses import Guided
@@ -126,7 +127,7 @@ class TextModel(VLM):
         self.llm, self.tokenizer = llm, tokenizer
 
 
-def text_llm(p: Profile, size: LLMSize, seed: int) -> nn.Module:
+def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
     """The LLM of that size after the text stage; trained once a seed and kept, or its checkpoint as it is."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)

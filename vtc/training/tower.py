@@ -37,7 +37,7 @@ def pretrained(p: Profile) -> Tower:
             tower, accuracy = pretrain(p)
             facts = {name: f"{share:.4f}" for name, share in accuracy.items()}
             save_whole(tower.state_dict(), file, facts)
-    tower = Tower(p.tower, p.pixels)
+    tower = Tower(p.tower)
     tower.load_state_dict(load_file(file))
     return tower.eval().requires_grad_(False)
 
@@ -55,7 +55,7 @@ class _Dense(nn.Module):
     def __init__(self, tower: Tower) -> None:
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(tower.size.d * len(tower.size.levels), FORMS + TINTS)
+        self.head = nn.Linear(tower.shape.d_levels, FORMS + TINTS)
 
     def forward(self, images: Tensor, form: Tensor, tint: Tensor) -> Tensor:
         """(b, pixels, pixels, 3), (b, s), (b, s) -> the loss."""
@@ -71,16 +71,16 @@ class _Dense(nn.Module):
 def pretrain(p: Profile) -> tuple[Tower, dict[str, float]]:
     """Train the small tower on dense labels of training images: the form and the colour each patch shows."""
     torch.manual_seed(0)
-    model = _Dense(Tower(p.tower, p.pixels))
+    model, recipe = _Dense(Tower(p.tower)), p.tower_recipe
     scenes = data.make_scenes(p.images_train, "train", seed=1)
     images = torch.from_numpy(data.render(scenes, "train", p.pixels))
     form, tint = map(torch.from_numpy, data.dense_labels(scenes, p.g))
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        rows = torch.from_numpy(np.random.default_rng(step).integers(0, len(scenes), p.tower.batch))
+        rows = torch.from_numpy(np.random.default_rng(step).integers(0, len(scenes), recipe.batch))
         return images[rows], form[rows], tint[rows]
 
-    stage = Stage("tower", p.tower.steps, p.tower.lr, ("tower", "head"), p.recipe.checkpoint_every)
+    stage = Stage("tower", recipe.steps, recipe.lr, ("tower", "head"), p.recipe.checkpoint_every)
     with sdpa_kernel(
         SDPBackend.MATH
     ):  # on a CPU the fused attention's backward pass takes longer at these widths
