@@ -3,13 +3,15 @@
 import argparse
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import InputError, benchmark, cost, profiles
-from vtc.benchmark.process import sample, summary
+from vtc import InputError, benchmark, cost, machine, profiles
+from vtc.benchmark import pace
+from vtc.benchmark.clock import in_turn, interval, milliseconds, ratio, summary
 from vtc.commands import bench
 from vtc.experiments import clock as clock_rows
 from vtc.experiments import store
@@ -108,10 +110,56 @@ def test_the_interval_of_the_median_covers_as_often_as_it_says():
 
 def test_samples_are_taken_in_turn_after_a_warm_up():
     order = []
-    calls = {name: (lambda name=name: order.append(name) or 0.001) for name in "ab"}
-    taken = sample(calls, budget_s=0.0)
-    assert order == list("ab") * 6  # one warm-up, five rounds
-    assert taken == {"a": [1.0] * 5, "b": [1.0] * 5}
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    taken = in_turn(calls, budget_s=0.0, fewest=3, warm_up=2)
+    assert order == list("ab") * 5 and [len(ms) for ms in taken.values()] == [3, 3]
+    taken = in_turn(calls, budget_s=1e6, most=4)  # a budget never spent
+    assert [len(ms) for ms in taken.values()] == [4, 4]
+
+
+def test_a_ratio_is_that_of_each_turn_so_a_slow_machine_does_not_move_it():
+    busy = np.array([1.0, 1.0, 7.0, 7.0, 7.0, 1.0, 3.0])  # the same call, in moments of a shared machine
+    found = ratio(2 * busy, busy)
+    assert found == {"ratio": 2.0, "ratio_low": 2.0, "ratio_high": 2.0}
+    assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_on_a_gpu_the_clock_waits_on_either_side(monkeypatch):
+    import torch
+
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("record")
+
+        def elapsed_time(self, other):
+            return 5.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("wait"))
+    assert milliseconds(lambda: said.append("call"), "cuda") == 5.0
+    assert said == ["wait", "record", "call", "record", "wait"]
+
+
+def test_nothing_else_reads_a_clock():
+    """One module takes times; process and training loops may say how long they took."""
+    package = Path(benchmark.__file__).parent
+    assert [f.name for f in package.glob("*.py") if "perf_counter" in f.read_text()] == ["clock.py"]
+
+
+def test_training_and_first_token_are_clocked_and_say_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path))
+    p = profiles.get("smoke")
+    row = pace.measure(p, pace.cases(p)[0], rounds=1)
+    assert row["speedup"] > 0 and row["share_of_peak"] > 0
+    first = pace.first_token(p, {"size": "xs", "V": 16, "compressor": "quecc"}, rounds=1)
+    assert first["ratio_low"] <= first["ratio"] <= first["ratio_high"]
+    name = machine.device_name("cuda") if machine.has_cuda() else f"{machine.processor()} x 1"
+    assert row["device"] == first["device"] == name
 
 
 @pytest.fixture(scope="module")

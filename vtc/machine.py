@@ -93,6 +93,13 @@ def peak_bytes(device: str = "cpu") -> float:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    said = ("allocate memory", "out of memory", "create a primitive")  # the last: oneDNN has no room
+    in_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return isinstance(error, MemoryError) or in_torch
+
+
 def _entry(path: str, name: str) -> str:
     """The value of the first line "name : value" of a file of the system."""
     lines = Path(path).read_text().splitlines()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 
 import torch
 from torch import Tensor, nn
 
+from vtc.benchmark.clock import in_turn, ratio
 from vtc.compressors import build
 from vtc.compressors.base import Features
+from vtc.machine import device_name, has_cuda
 from vtc.profiles import Profile
 
 
@@ -50,20 +51,6 @@ class Published(nn.Module):
         return out.view(b, -1, d)
 
 
-def median_ratio(slow, fast, turns: int) -> tuple[float, float, float]:
-    """Median seconds of both, run in turn, and the median of the turns' ratios."""
-    slow(), fast()
-    seconds = []
-    for _ in range(turns):
-        at = [time.perf_counter()]
-        for call in (slow, fast):
-            call()
-            at.append(time.perf_counter())
-        seconds.append((at[1] - at[0], at[2] - at[1]))
-    ratio = statistics.median(a / b for a, b in seconds)
-    return statistics.median(a for a, _ in seconds), statistics.median(b for _, b in seconds), ratio
-
-
 def cases(p: Profile) -> list[dict]:
     """The paper's widths (CLIP-L, a 7B LLM) on a 24 x 24 grid; at smoke the profile's own."""
     small = p.name == "smoke"
@@ -77,12 +64,13 @@ def measure(case: dict, turns: int = 3) -> dict[str, float]:
     """One V: seconds and ratios for one question, several an image, and bfloat16; largest difference."""
     torch.manual_seed(0)
     V, b, grid, d, d_question = (case[name] for name in ("V", "batch", "grid", "d", "d_question"))
-    old = Published(d, 4 * d, d_question, grid, grid // math.isqrt(V)).eval()
-    new = build("quecc", tokens=V, grid=grid, d=d, d_levels=4 * d, d_question=d_question).eval()
+    device = "cuda" if has_cuda() else "cpu"
+    old = Published(d, 4 * d, d_question, grid, grid // math.isqrt(V)).to(device).eval()
+    new = build("quecc", tokens=V, grid=grid, d=d, d_levels=4 * d, d_question=d_question).to(device).eval()
     new.load_official(old.state_dict())
     small = copy.deepcopy(new).to(torch.bfloat16)
-    features = Features(torch.randn(b, grid**2, d), torch.randn(b, grid**2, 4 * d))
-    text = torch.randn(b, case["questions"], d_question)
+    features = Features(torch.randn(b, grid**2, d), torch.randn(b, grid**2, 4 * d)).to(device)
+    text = torch.randn(b, case["questions"], d_question).to(device)
     coarse, ask = features.to(torch.bfloat16), text[:, 0]
 
     def published(asked: Tensor) -> Tensor:
@@ -97,6 +85,7 @@ def measure(case: dict, turns: int = 3) -> dict[str, float]:
         ("many", published_each, lambda: new(features, text), max(1, turns // 2)),
         ("bf16", lambda: new(features, ask), lambda: small(coarse, ask.bfloat16()), turns),
     ):
-        slow_s, fast_s, ratio = median_ratio(slow, fast, n)
-        row |= {f"{name}_slow_s": slow_s, f"{name}_fast_s": fast_s, f"{name}_ratio": ratio}
-    return row | {"threads": torch.get_num_threads()}
+        taken = in_turn({"slow": slow, "fast": fast}, device, fewest=n, most=n)
+        row |= {f"{name}_{which}_s": statistics.median(ms) / 1e3 for which, ms in taken.items()}
+        row |= {f"{name}_{what}": x for what, x in ratio(taken["slow"], taken["fast"]).items()}
+    return row | {"device": device_name(device), "threads": torch.get_num_threads()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,79 +11,12 @@ from torch import Tensor, nn
 
 from vtc import compressors, cost, machine
 from vtc.benchmark.cases import shapes, tokens
-from vtc.benchmark.process import sample, summary
+from vtc.benchmark.clock import in_turn, summary
+from vtc.benchmark.peaks import DTYPES, peaks
 from vtc.benchmark.reading import floor
 from vtc.compressors.base import Features, mlp2x
-from vtc.models.fast import Product, Runner, quicken
+from vtc.models.fast import Runner, quicken
 from vtc.models.tower import Tower
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    # the last is oneDNN's, which finds no room for a kernel
-    said = ("allocate memory", "out of memory", "create a primitive")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
-
-
-class Clock:
-    """Seconds of a call: CUDA events on a GPU, synchronised on either side; else the performance counter."""
-
-    def __init__(self, on: str):
-        self.cuda = on == "cuda"
-
-    def __call__(self, call: Callable) -> Callable[[], float]:
-        return lambda: self.seconds(call)
-
-    def seconds(self, call: Callable) -> float:
-        if not self.cuda:
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-
-@torch.no_grad()
-def peaks(on: str, dtype: str, quick: bool = False) -> dict[str, float]:
-    """This machine's largest measured matrix rate (operations a second) and read bandwidth (bytes a second).
-
-    Rate: square products, operands as they come and packed, the best of several sides, so that a floor drawn
-    from it is one; `peak_plain_flops` is torch.matmul alone at the largest side. Bandwidth: a sum over, and a
-    matrix-vector product with, half a GB. `quick`: smaller and fewer, for a first look.
-    """
-    clock, kind = Clock(on), DTYPES[dtype]
-    best, plain, rounds = 0.0, 0.0, 2 if quick else 4
-    large = not quick and dtype != "fp32"
-    sides = (4096, 8192) if on == "cuda" else (1024, 2048, 4096) if large else (1024, 2048)
-    for side in sides:
-        a, b = (torch.randn(side, side, device=on).to(kind) for _ in range(2))
-        layer = nn.Linear(side, side, bias=False)
-        layer.weight = nn.Parameter(b, requires_grad=False)
-        packed = Product([layer])
-        plain = 2 * side**3 / _least(clock, lambda a=a, b=b: a @ b, rounds)
-        best = max(best, plain, 2 * side**3 / _least(clock, lambda a=a, packed=packed: packed(a), rounds))
-    big = 2**25 if quick else 2**29
-    flat = torch.ones(big // 4, device=on)
-    rows = torch.ones(big // (1024 * kind.itemsize), 1024, device=on, dtype=kind)
-    vector = torch.ones(1024, device=on, dtype=kind)
-    least = min(
-        _least(clock, lambda: flat.sum(), rounds), _least(clock, lambda: torch.mv(rows, vector), rounds)
-    )
-    return {"peak_flops": best, "peak_plain_flops": plain, "bandwidth": big / least}
-
-
-def _least(clock: Clock, call: Callable, rounds: int) -> float:
-    call()
-    return min(clock.seconds(call) for _ in range(rounds))
 
 
 def make_llm(name: str, shape: cost.LLMShape, dtype: torch.dtype, on: str) -> nn.Module:
@@ -136,7 +68,7 @@ class Bench:
     def __init__(self, c: dict):
         self.c, self.on, self.dtype = c, c["on"], DTYPES[c["dtype"]]
         self.shape, self.tower_shape = shapes(c)
-        self.clock, self.batch = Clock(c["on"]), c["batch"]
+        self.batch = c["batch"]
         torch.manual_seed(0)
         self.origin = {"device": machine.device_name(self.on)} | (
             machine.driver() if self.on == "cuda" else {"threads": torch.get_num_threads()}
@@ -165,9 +97,8 @@ class Bench:
         """Every stage at V visual tokens: its times, its counted floor, what binds, memory."""
         machine.forget_peak(self.on)
         calls = self.calls(V)
-        timed = {name: self.clock(call) for name, call in calls.items()}
-        taken = sample(timed, self.c["budget_s"], f"{self.c['llm']} V={V}")
         c, steps = self.c, self.c["G"] - 1
+        taken = in_turn(calls, self.on, c["budget_s"], label=f"{c['llm']} V={V}")
         taken["decode"] = [ms / steps for ms in taken["decode"]]
         work = cost.stages(self.pipe, V, c["Q"], c["G"], self.batch, c["q"])
         work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
