@@ -72,6 +72,15 @@ def tokenpacker(config, inputs, weights, stored):
     return {f"tokens_scale{k}": module.at((g // k) ** 2)(features) for k in config["scale_factors"]}
 
 
+def braco(config, inputs, weights, stored):
+    x = inputs["x"]
+    module = build("braco", tokens=config["tokens"], grid=config["grid"], d=x.shape[-1],
+                   temperature=config["temperature"])  # fmt: skip
+    module.load_official(weights)
+    mine = {"tokens": module(Features(x))}
+    return mine | ({"weights": module.residual_weights(x)} if "weights" in stored else {})
+
+
 def m3(config, inputs, weights, stored):
     x = inputs["x"]
     module = build("pool_after", tokens=1, grid=grid_of(x.shape[1]), d=x.shape[-1], d_llm=config["lm_width"])
@@ -186,7 +195,7 @@ def fastv(config, inputs, weights, stored):
             "hf_position_ids": place.gather(1, later)[:1]}  # fmt: skip
 
 
-FAMILIES = {f.__name__: f for f in (quecc, tokenpacker, m3, mqt, llavamini, prumerge, visionzip, tome,
+FAMILIES = {f.__name__: f for f in (quecc, tokenpacker, braco, m3, mqt, llavamini, prumerge, visionzip, tome,
 tome_repeat,
                                     tome_schedule, fastv)}  # fmt: skip
 FAMILIES |= {"tome_attn": tower_attention, "visionzip_attn": tower_attention}

@@ -54,6 +54,7 @@ REGISTRY = {
     "downsample": ("zoo.controls", "Downsample", {}),
     "downsample_image": ("zoo.controls", "DownsampleImage", {}),
     "dct": ("zoo.controls", "DCT", {}),
+    "braco": ("zoo.braco", "Braco", {}),
 }
 
 # One training serves every V: it is drawn anew at every step, or plays no part in training (FastV). Beside
