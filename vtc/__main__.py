@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": "train and ask every cell of a profile's sweep, resumable",
     "bench": "clock this machine stage by stage: latency, memory, what binds",
     "fit": "fit the law to your own scores (a CSV with N, V, score), with intervals",
+    "predict": "the error of every N and V from two cheap curves: told in words, and one LLM over all V",
     "plan": "which N and V to deploy on given hardware",
     "record": "take rows and figures measured here into results/ and figures/",
 }

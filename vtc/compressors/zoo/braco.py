@@ -21,7 +21,7 @@ INVERSE_FROM = 25  # from so many tokens on, the kept coefficients are transform
 
 
 def polar_code(g: int) -> Tensor:
-    """Polar code of the g x g coefficients (g*g, 4 BANDS): sines and cosines of the radius, then of the angle."""
+    """Polar code of g x g coefficients (g*g, 4 BANDS): sines, cosines of the radius, then of the angle."""
     u, v = torch.meshgrid(*2 * [torch.arange(g, dtype=torch.float64)], indexing="ij")
     radius = torch.hypot(u, v) / (math.sqrt(2) * max(g - 1, 1))  # 0 at the lowest frequency, 1 at the highest
     angle = torch.atan2(v, u)
@@ -58,10 +58,11 @@ def energy(x: Tensor, g: int) -> Tensor:
 
 
 class Braco(Compressor):
-    """C x C low frequencies and S residual tokens of the last layer: (b, s, d) -> (b, V, d); the projector follows.
+    """C x C low frequencies and S residual tokens of the last layer: (b, s, d) -> (b, V, d); the projector
+    follows.
 
-    temperature: of the residual tokens' choice; the release lowers it from 2.0 over 1.2 to .8 while it trains.
-    One token is the mean of all patches, scaled.
+    temperature: of the residual tokens' choice; the release lowers it from 2.0 over 1.2 to .8 while it
+    trains. One token is the mean of all patches, scaled.
     """
 
     @classmethod

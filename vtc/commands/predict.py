@@ -1,0 +1,88 @@
+"""`vtc predict`: the error of every N and V from two cheap curves, before the grid is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vtc import InputError
+from vtc.files import write
+from vtc.scaling.marginals import Marginal, predict, read
+from vtc.scaling.scores import UNITS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `vtc predict`."""
+    add = parser.add_argument
+    add(
+        "--know",
+        type=Path,
+        required=True,
+        metavar="FILE.csv",
+        help="columns N, score [, family, seed]: the LLM told in words",
+    )
+    add(
+        "--see",
+        type=Path,
+        required=True,
+        metavar="FILE.csv",
+        help="columns V, score [, family, seed]: one LLM over all V",
+    )
+    add(
+        "--see-N", type=float, required=True, metavar="N", help="parameters of that one LLM, in the unit of N"
+    )
+    add("--unit", default="billions", choices=UNITS, help="unit of N (default billions)")
+    add("--N", default="", help="sizes to predict, such as 0.5,1.8,4 (default: those of --know)")
+    add("--V", default="", help="visual tokens to predict, such as 1,4,16 (default: those of --see)")
+    add("--draws", type=int, default=2000, help="draws over seeds for the intervals (default 2000)")
+    add("--json", type=Path, metavar="OUT", help="write the predictions")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints a table a family and form; an interval needs two seeds or more in both files."""
+    if args.draws < 40:
+        raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
+    know, see = read(args.know, "N", args.unit), read(args.see, "V")
+    shared = [family for family in know if family in see]
+    if not shared:
+        raise InputError(
+            f"{args.know} holds {', '.join(know)}, {args.see} holds {', '.join(see)}: no family is in both"
+        )
+    scale = UNITS[args.unit]
+    found = {}
+    for family in shared:
+        N = _numbers(args.N, "--N", scale) or know[family].at
+        V = _numbers(args.V, "--V", 1.0) or see[family].at
+        found[family] = predict(know[family], see[family], args.see_N * scale, N, V, args.draws)
+        print("\n".join(_told(family, know[family], see[family], found[family], scale)))
+    if args.json:
+        write(args.json, json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _numbers(text: str, option: str, scale: float) -> list[float]:
+    try:
+        return sorted({float(part) * scale for part in text.split(",") if part.strip()})
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r}: give numbers with commas between them, such as 1,4,16"
+        ) from None
+
+
+def _told(family: str, know: Marginal, see: Marginal, rows: list[dict], scale: float) -> list[str]:
+    lines = [
+        f"family {family}: told in words the error falls as N^-{know.exponent:.3f} (R2 {know.r2:.3f}, "
+        f"{know.seeds} seeds); at one LLM as V^-{see.exponent:.3f} (R2 {see.r2:.3f}, {see.seeds} seeds)",
+        f"  {'N':>10}{'V':>7}  {'product':<24}{'see and know':<24}label",
+    ]
+    half = len(rows) // 2  # the two forms, one behind the other
+    for product, both in zip(rows[:half], rows[half:]):
+        cells = "".join(f"{_cell(row):<24}" for row in (product, both))
+        lines.append(f"  {product['N'] / scale:>10.4g}{product['V']:>7g}  {cells}{product['label']}")
+    return lines
+
+
+def _cell(row: dict) -> str:
+    ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['error']:.3f}{ends}"
