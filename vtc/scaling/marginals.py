@@ -101,9 +101,9 @@ def predict(
 ) -> list[dict[str, object]]:
     """Error of every cell of the grid N x V, both forms -> one row a cell and form.
 
-    know: over N, told in words. see: over V, with an LLM of N0 (billions). N, V: the grid's sides. Rows hold N, V,
-    form, error, low, high (95 %, over seeds; None where a marginal has one seed) and label: "measured marginal"
-    (N = N0 at a measured V), "interpolation" or "extrapolation".
+    know: over N, told in words. see: over V, with an LLM of N0 (billions). N, V: the grid's sides. Rows hold
+    N, V, form, error, low, high (95 %, over seeds; None where a marginal has one seed) and label: "measured
+    marginal" (N = N0 at a measured V), "interpolation" or "extrapolation".
     """
     N, V = np.asarray(N, float), np.asarray(V, float)
     if (N <= 0).any() or (V <= 0).any():

@@ -1,8 +1,8 @@
 """Braco: low frequencies of the image, and what they leave out (arXiv 2609.35232, section 3).
 
-V = C^2 + S tokens. The first C^2 are the lowest C x C coefficients of the grid's two-dimensional cosine transform,
-each told its frequency by a polar code. The other S are residual tokens: each is a sparse weighted sum of patches,
-chosen by a small scorer. Reference implementation: https://github.com/zrrraa/Braco.
+V = C^2 + S tokens. The first C^2 are the lowest C x C coefficients of the grid's two-dimensional cosine
+transform, each told its frequency by a polar code. The other S are residual tokens: each is a sparse weighted
+sum of patches, chosen by a small scorer. Reference implementation: https://github.com/zrrraa/Braco.
 """
 
 from __future__ import annotations
