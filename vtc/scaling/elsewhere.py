@@ -47,10 +47,10 @@ def benchmark_betas(methods: tuple[str, ...] = METHODS) -> list[dict[str, object
 def published_latency(device: str = "a100") -> list[dict[str, object]]:
     """First-token times measured by others (LLaVA-1.5-7B, A100) beside our counted floor, a row each.
 
-    The length Q of their prompt is not published. It is inferred from the operations that they publish for the
-    uncompressed model, so no millisecond enters the prediction. `passes` counts how often the LLM's layers run
-    one after the other before the first token (QueCC's question pass is one more); `beyond_ms` is what the floor
-    does not explain.
+    The length Q of their prompt is not published. It is inferred from the operations that they publish for
+    the uncompressed model, so no millisecond enters the prediction. `passes` counts how often the LLM's
+    layers run one after the other before the first token (QueCC's question pass is one more); `beyond_ms` is
+    what the floor does not explain.
     """
     there = {(r["method"], int(r["V"]), r["task"]): r["value"] for r in published_rows("replication")}
     Q = _prompt(float(there["none", 576, "TFLOP"]))
