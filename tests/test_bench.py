@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import InputError, benchmark, cost, machine, profiles
+from vtc import InputError, benchmark, cost, figures, machine, profiles
 from vtc.benchmark import pace
 from vtc.benchmark.clock import in_turn, interval, milliseconds, ratio, summary
 from vtc.commands import bench
 from vtc.experiments import clock as clock_rows
 from vtc.experiments import store
 from vtc.figures import clock as draw
+from vtc.scaling import seconds
 
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
 
@@ -233,10 +234,10 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
     p = profiles.get("laptop")
     with pytest.raises(InputError, match="vtc bench"):
-        benchmark.here(p)
+        clock_rows.here(p)
     p.runs.mkdir(parents=True)
     shutil.copy(p.results / "03_clock.csv", p.runs)
-    device, clock = benchmark.here(p), benchmark.ok(store.stored(benchmark.STEM, p))
+    device, clock = clock_rows.here(p), benchmark.ok(store.stored(benchmark.STEM, p))
     pipe = cost.Pipeline(cost.llm("0.5"), compressor="quecc", features_cached=True)
     for V in (1, 144, 576):
         same = clock.query("llm == 'qwen1.5-0.5b' and batch == 1 and dtype == 'bf16' and tokens == @V")
@@ -324,8 +325,8 @@ def test_what_longer_texts_and_answers_leave_of_the_gain():
         for V in (1, 576)
         for stage, ms in (("ttft", V + Q), ("decode", 2))
     ]
-    same = {"llm": "qwen1.5-0.5b", "status": "ok", "compressor": "pool", "question": "paid"}
-    found = draw.gains(pd.DataFrame(rows).assign(**same)).set_index(["time", "Q", "G"])
+    same = {"llm": "qwen1.5-0.5b", "status": "ok", "compressor": "pool", "question": "paid", "repeat": 0}
+    found = benchmark.gains(pd.DataFrame(rows).assign(**same)).set_index(["time", "Q", "G"])
     assert found.loc[("first token", 50, 8), "measured"] == pytest.approx(626 / 51)
     assert found.loc[("whole answer", 50, 64), "measured"] == pytest.approx((626 + 126) / (51 + 126))
     assert found["measured"].tolist() == pytest.approx(found["counted"].tolist())
@@ -363,3 +364,56 @@ def test_a_quickened_tower_gives_the_same_features(dtype, atol, monkeypatch):
     with torch.inference_mode():
         wanted, found = eyes(images), fast.quicken(copy.deepcopy(eyes))(images)
     torch.testing.assert_close(found.levels, wanted.levels, atol=atol, rtol=0.02)
+
+
+def made_up(**columns):
+    """A row of the clock with what readers ask for."""
+    same = {"llm": "qwen1.5-0.5b", "status": "ok", "question": "paid", "dtype": "bf16", "batch": 1, "Q": 50}
+    same |= {"q": 20, "G": 8, "tower": "clip", "device": "here", "repeat": 0, "floor_ms": 1.0}
+    ms = columns["median_ms"]
+    return same | {"low_ms": ms, "high_ms": ms, "samples_ms": [ms]} | columns
+
+
+def test_from_pixels_two_compressors_are_given_the_same_tower():
+    """One process found the tower at 905 ms, the other at 605: what differs must be the compressors alone."""
+    rows = []
+    for name, tower in (("quecc", 905.0), ("tokenpacker", 605.0)):
+        rows.append(made_up(compressor=name, tokens=1, stage="tower", median_ms=tower))
+        for V, ms in ((1, 20.0), (576, 200.0)):  # both compressors take the same
+            rows.append(made_up(compressor=name, tokens=V, stage="ttft", median_ms=ms))
+    clock = pd.DataFrame(rows)
+    tower = benchmark.with_tower(benchmark.tidy(clock)).query("stage == 'tower'")
+    assert sorted(zip(tower["compressor"], tower["V"])) == [
+        (name, V) for name in ("quecc", "tokenpacker") for V in (1, 576)
+    ]
+    assert tower["median_ms"].eq(755.0).all() and tower["n"].eq(2).all()
+    found = benchmark.speedups(clock).set_index(["what", "compressor"])["measured"]
+    assert found["from pixels", "quecc"] == found["from pixels", "tokenpacker"] == pytest.approx(955 / 775)
+    assert found["from features", "quecc"] == pytest.approx(10)
+
+
+def test_requests_a_second_of_a_whole_batch():
+    times = {"tower": 100.0, "ttft": 60.0, "decode": 20.0}
+    rows = [
+        made_up(compressor="pool", tokens=16, stage=stage, median_ms=ms * scale, batch=batch)
+        for batch, scale in ((1, 1), (8, 2))
+        for stage, ms in times.items()
+    ]
+    found = benchmark.throughput(pd.DataFrame(rows)).set_index("batch")["requests_per_s"]
+    assert found[1] == pytest.approx(1000 / 300) and found[8] == pytest.approx(8 * 1000 / 600)
+
+
+def test_the_recorded_rows_are_still_read_and_drawn():
+    """Every reading and figure of notebook 03 on rows of the first world, whose cases had other fields."""
+    p = profiles.get("laptop")
+    clock, prompts = clock_rows.table(p), clock_rows.table(p, benchmark.PROMPTS)
+    llm = benchmark.largest(clock)
+    assert llm == "qwen1.5-0.5b" and len(clock_rows.origins(clock)) >= 2
+    for chart in (draw.first_token(clock, p), draw.shares(clock, p, llm), draw.speedup(clock, p, llm)):
+        assert len(figures.drawn(chart)) > 3
+    assert len(figures.drawn(draw.prompts(prompts, p))) > 3
+    assert len(figures.drawn(draw.prediction(clock, p))) > 30
+    assert set(benchmark.speedups(clock)["compressor"]) >= {"quecc", "tokenpacker"}
+    assert (benchmark.throughput(clock)["requests_per_s"] > 0).all()
+    errors = pd.DataFrame({"N": clock["N"].unique(), "V": 16, "error_reasoning": 0.5})
+    assert seconds.own_seconds(clock, errors)["frontier"].any()

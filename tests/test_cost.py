@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vtc import InputError, compressors, cost, profiles
-from vtc.benchmark.reading import clocked
+from vtc.benchmark import clocked
 from vtc.cost.compressors import TRAITS, Traits
 
 TINY = cost.LLMShape("tiny", layers=3, d=96, d_ff=256, heads=6, kv_heads=2, vocab=500)

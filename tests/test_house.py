@@ -44,7 +44,6 @@ def imported(path: Path, there: dict[str, Path]) -> set[str]:
 
 
 UPWARDS = {  # left over from the move; each goes with its room
-    ("vtc.benchmark.reading", "vtc.experiments.rows"),
     ("vtc.benchmark.reading", "vtc.experiments.store"),
     ("vtc.evaluation.compare", "vtc.experiments.sweep"),
     ("vtc.evaluation.compare", "vtc.scaling"),

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from vtc import InputError, cost
-from vtc.benchmark.cases import STEM
-from vtc.experiments import rows, store
+from vtc import cost
+from vtc.benchmark.clock import summary
+from vtc.experiments import store
 from vtc.profiles import Profile
-
-LEAST_MS = 10.0  # floor below which calling the operators is what one waits for
 
 
 def ok(clock: pd.DataFrame) -> pd.DataFrame:
     """The rows that hold a time."""
     return clock[clock["status"] == "ok"]
+
+
+def tidy(clock: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a time, the first of each repeated configuration, as charts name things.
+
+    `V` is a number; `LLM` is the LLM's short name; `compressor` says how its question pass is come by where
+    it is not paid for every request.
+    """
+    rows = ok(clock).drop(columns="V", errors="ignore").rename(columns={"tokens": "V"})
+    rows = rows[rows["repeat"] == 0]
+    way = np.where(rows["question"] == "paid", "", " (" + rows["question"] + ")")
+    short = rows["llm"].str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1]
+    return rows.assign(LLM=short, compressor=rows["compressor"] + way)
+
+
+def with_tower(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `tidy` with the tower at each V > 0 of each configuration: all of a device share one time.
+
+    The tower does the same work whatever the LLM, the compressor and V, so its samples of one device,
+    precision and batch are pooled; else two compressors "from pixels" would compare two moments of a machine.
+    """
+    tower, rest = rows[rows["stage"] == "tower"], rows[rows["stage"] != "tower"]
+    pooled = [
+        {**dict(zip(TOWER, key)), **_pooled(group), "floor_ms": group["floor_ms"].min()}
+        for key, group in tower.groupby(TOWER)
+    ]
+    if not pooled:
+        return rest
+    kept = ["llm", "LLM", "compressor", "question", "V", "Q", "q", "G", *TOWER]
+    places = rest.loc[rest["V"] > 0, kept].drop_duplicates()
+    return pd.concat([rest, places.assign(stage="tower").merge(pd.DataFrame(pooled), on=TOWER)])
+
+
+TOWER = ["device", "dtype", "batch", "tower"]  # what a tower's time depends on
+
+
+def _pooled(group: pd.DataFrame) -> dict:
+    samples = [json.loads(text) if isinstance(text, str) else text for text in group["samples_ms"]]
+    return summary(np.concatenate(samples))
 
 
 CONFIGURATION = ["llm", "tokens", "Q", "q", "batch", "compressor", "question", "tower", "dtype", "on"]
@@ -57,89 +91,6 @@ def against_baseline(clock: pd.DataFrame) -> pd.DataFrame:
         parts.append(pair.reset_index().assign(what=what))
     out = pd.concat(parts, ignore_index=True)
     return out.assign(speedup=out["baseline_ms"] / out["ours_ms"])
-
-
-def predicted(
-    clock: pd.DataFrame, held_out: Callable[[pd.DataFrame], pd.Series] | None = None
-) -> pd.DataFrame:
-    """Time to first token and per decoded token, measured and predicted with two shares fitted a device.
-
-    On a CPU the times to multiply and to fetch add up: on two Xeon cores that leaves 2 % (median) and 10 %
-    (90th percentile) at held-out V, where the longer of the two leaves 3 % and 31 %.
-
-    Configurations whose floor is below LEAST_MS are left out where there are others: hundreds of operators
-    have to be called, which takes milliseconds whatever they compute. Shares are fitted on the configurations
-    not held out (by default every other V) and reported with the predictions; `error` is predicted / measured
-    - 1.
-    """
-    timed = ok(clock)
-    timed = timed[timed["stage"].isin(["ttft", "decode"]) & timed["parts"].notna()]
-    large = timed["floor_ms"] >= LEAST_MS
-    timed = (timed[large] if large.any() else timed).reset_index(drop=True)
-    hold = held_out(timed) if held_out else timed["tokens"].rank(method="dense").astype(int) % 2 == 0
-    out = []
-    for (on, dtype), group in timed.groupby(["device", "dtype"]):
-        parts = [np.array(json.loads(text) if isinstance(text, str) else text) for text in group["parts"]]
-        most = max(len(part) for part in parts)
-        flops, moved = (
-            np.array([np.pad(part[:, i], (0, most - len(part))) for part in parts]) for i in (0, 1)
-        )
-        peak, band = group["peak_flops"].median(), group["bandwidth"].median()
-        device = cost.Hardware(on, {dtype: peak}, band, 0, overlap=group["on"].iloc[0] != "cpu")
-        held = hold[group.index].to_numpy()
-        seen = group["median_ms"].to_numpy() / 1e3
-        if (~held).sum() < 2:
-            continue
-        fitted, _ = cost.fit_shares(flops[~held], moved[~held], seen[~held], device, dtype)
-        ms = cost.seconds(cost.Work(flops, moved), fitted, dtype).sum(-1) * 1e3
-        shares = {"compute_share": fitted.compute_share, "bandwidth_share": fitted.bandwidth_share}
-        out.append(group.assign(predicted_ms=ms, error=ms / 1e3 / seen - 1, held_out=held, **shares))
-    return (
-        pd.concat(out, ignore_index=True)
-        if out
-        else timed.assign(predicted_ms=np.nan, error=np.nan, held_out=False)
-    )
-
-
-def here(p: Profile) -> cost.Hardware:
-    """This machine as it was clocked: measured peaks and bandwidth, and the shares of them that were reached.
-
-    From the rows under runs/ alone, which were made here. Raises InputError where there are none.
-    """
-    clock = store.stored(STEM, dataclasses.replace(p, recompute=True))
-    if clock.empty:
-        raise InputError(f"hardware 'here': not clocked yet; run `vtc bench --profile {p.name}` first")
-    return clocked(clock, float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
-
-
-def clocked(clock: pd.DataFrame, memory: float = 0.0) -> cost.Hardware:
-    """The device that these rows were clocked on: peaks, bandwidth, shares reached; memory in bytes."""
-    said = predicted(clock)
-    most = said["dtype"].value_counts().index[0]
-    timed, said = ok(clock), said[said["dtype"] == most]
-    return cost.Hardware(
-        name=str(timed["device"].iloc[0]),
-        peak=timed.groupby("dtype")["peak_flops"].median().to_dict(),
-        bandwidth=float(timed["bandwidth"].median()),
-        memory=memory,
-        source="vtc bench",
-        compute_share=float(said["compute_share"].median()),
-        bandwidth_share=float(said["bandwidth_share"].median()),
-        overlap=timed["on"].iloc[0] != "cpu",
-    )
-
-
-def origins(clock: pd.DataFrame, p: Profile) -> pd.DataFrame:
-    """Which rows were recorded and which clocked here, by device, with its measured peak and bandwidth."""
-    recorded = set() if p.recompute else {row.get("date") for row in rows.read(p.results / f"{STEM}.csv")}
-    where = clock["date"].astype(str).isin(recorded).map({True: "recorded", False: "clocked here"})
-    groups = clock.assign(rows_are=where, day=clock["date"].astype(str).str[:10])
-    groups = groups.groupby(["rows_are", "device", "dtype", "day"], sort=False)
-    table = groups.agg(
-        rows=("stage", "size"), peak_tflops=("peak_flops", "median"), gb_s=("bandwidth", "median")
-    )
-    table["peak_tflops"], table["gb_s"] = table["peak_tflops"] / 1e12, table["gb_s"] / 1e9
-    return table.reset_index()
 
 
 def of_one_run(clock: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +131,67 @@ def floors(clock: pd.DataFrame, stages: tuple[str, ...] = ("prefill", "decode"))
     timed = timed[timed["stage"].isin(stages) & (timed["repeat"] == 0)]
     of_matmul = timed["flops"] / (timed["median_ms"] / 1e3) / timed["peak_plain_flops"]
     names = ["llm", "dtype", "batch", "tokens", "stage", "median_ms", "floor_ms", "binds", "share"]
-    return timed[names].assign(of_matmul=of_matmul).reset_index(drop=True)
+    return timed[names].assign(of_matmul=of_matmul).drop_duplicates(ignore_index=True)
+
+
+def speedups(clock: pd.DataFrame) -> pd.DataFrame:
+    """First token of the most V over that of each V, by compressor: measured and counted (floors alone).
+
+    `what`: from features that are there already, or from pixels, with the tower in both. `low` and `high`:
+    from the 95 % intervals of the two times.
+    """
+    rows = with_tower(tidy(clock))
+    times = ["median_ms", "low_ms", "high_ms", "floor_ms"]
+    same, out = ["LLM", "dtype", "batch", "compressor"], []
+    for key, group in rows.groupby(same):
+        at = group.set_index("V")
+        first = at.loc[at["stage"] == "ttft", times]
+        tower = at.loc[at["stage"] == "tower", times].reindex(first.index)
+        if tower.empty or tower.isna().all().all():
+            continue
+        for what, took in (("from features", first), ("from pixels", first + tower)):
+            took = took[took.index > 0]
+            over, took = took.loc[took.index.max()], took.drop(took.index.max())
+            ratios = {
+                "measured": over["median_ms"] / took["median_ms"],
+                "low": over["low_ms"] / took["high_ms"],
+                "high": over["high_ms"] / took["low_ms"],
+                "counted": over["floor_ms"] / took["floor_ms"],
+            }
+            named = dict(zip(same, key)) | {"what": what, "over": int(over.name)}
+            out.append(pd.DataFrame(ratios).reset_index().assign(**named))
+    return pd.concat(out, ignore_index=True)
+
+
+def gains(clock: pd.DataFrame) -> pd.DataFrame:
+    """Time at the most V over time at the least, by Q and G: to the first token, and of the whole answer."""
+    rows = tidy(clock)
+    wide = rows[rows["stage"].isin(["ttft", "decode"])].pivot_table(
+        index=["LLM", "Q", "G", "V"], columns="stage", values=["median_ms", "floor_ms"]
+    )
+    times = {}
+    for what, column in (("measured", "median_ms"), ("counted", "floor_ms")):
+        first, later = wide[column, "ttft"], wide[column, "decode"]
+        steps = wide.index.get_level_values("G") - 1
+        times[what] = pd.concat({"first token": first, "whole answer": first + steps * later}, names=["time"])
+    frame = pd.DataFrame(times)
+    V = frame.index.get_level_values("V")
+    least, most = (frame[V == v].droplevel("V") for v in (V.min(), V.max()))
+    return (most / least).assign(V=int(V.max()), least=int(V.min())).reset_index()
+
+
+def throughput(clock: pd.DataFrame) -> pd.DataFrame:
+    """Requests a second of each batch that is answered as one, from pixels to its last token.
+
+    Batches here are whole: all requests come and end together. A server that mixes them is not measured.
+    """
+    rows, same = with_tower(tidy(clock)), ["LLM", "dtype", "compressor", "Q", "G", "V", "batch"]
+    wide = rows[rows["stage"].isin(["tower", "ttft", "decode"])].pivot_table(
+        index=same, columns="stage", values="median_ms"
+    )
+    wide = wide.reindex(columns=["tower", "ttft", "decode"]).fillna({"tower": 0.0}).reset_index()
+    wide["request_ms"] = wide["tower"] + wide["ttft"] + (wide["G"] - 1) * wide["decode"]
+    return wide.assign(requests_per_s=1e3 * wide["batch"] / wide["request_ms"])
 
 
 def claims(clock: pd.DataFrame, p: Profile, llm: str) -> pd.DataFrame:

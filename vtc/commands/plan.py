@@ -82,9 +82,10 @@ def _numbers(text: str, kind, option: str) -> tuple:
 def _hardware(args) -> cost.Hardware:
     own = (args.peak_tflops, args.bandwidth_gb_s)
     if own == (None, None) and args.hardware == "here":
-        from vtc import benchmark, profiles
+        from vtc import profiles
+        from vtc.experiments.clock import here
 
-        return benchmark.here(profiles.get("laptop"))
+        return here(profiles.get("laptop"))
     if own == (None, None):
         return cost.hardware(args.hardware)
     if None in own or min(own) <= 0 or args.memory_gb is None:
