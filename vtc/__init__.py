@@ -27,6 +27,7 @@ Letters. Capitals are the paper's quantities, lower case are tensor axes.
     b, s, v, d   axes: batch, patch, visual token, width
 """
 
+import importlib
 import warnings
 
 __version__ = "0.1.0"
@@ -37,3 +38,10 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 class InputError(ValueError):
     """Something a person gave is wrong: one line saying what, where, what was expected and what to do."""
+
+
+def __getattr__(name: str):
+    """`vtc.wrap` (`vtc.adapters.hf`), imported when asked for: `import vtc` alone must not load torch."""
+    if name == "wrap":
+        return importlib.import_module("vtc.adapters.hf").wrap
+    raise AttributeError(f"module 'vtc' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Our compressors in other people's code: `hf` wraps a vision-language model of transformers."""
