@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from vtc import data, profiles
+from vtc import InputError, data, profiles
+from vtc.data import llava
 from vtc.training import tower
 from vtc.training.stages import Case, check, checkpoints, train, train_own
 
@@ -25,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
     )
+    parser.add_argument(
+        "--check", action="store_true", help="only read --data and --images, and say what is wrong where"
+    )
+    parser.add_argument(
+        "--bad-rows", default="stop", choices=("stop", "skip"), help="rows of --data that cannot be read"
+    )
     parser.add_argument("--out", metavar="FOLDER", default="model", help="where the model is saved")
 
 
@@ -33,7 +40,9 @@ def main(args: argparse.Namespace) -> int:
     p = profiles.get(args.profile)
     case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
     check(p, case)
-    said = data.read_llava(args.data, args.images) if args.data else None
+    if args.check:
+        return _check(args)
+    said = data.read_llava(args.data, args.images, args.bad_rows) if args.data else None
     if said is None:
         model, notes = train(p, case)
         model.tower[0] = tower.pretrained(p)
@@ -44,3 +53,12 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
           f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """What the data hold and what is wrong where; 1 if anything is."""
+    if not args.data:
+        raise InputError("--check looks at your own data: give --data FILE.json and --images FOLDER")
+    report = llava.check(args.data, args.images)
+    print("\n".join(report.lines()))
+    return 1 if report.bad else 0

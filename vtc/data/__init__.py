@@ -31,7 +31,8 @@ from vtc.data.gridqa.scenes import (
     make_scenes,
     render,
 )
-from vtc.data.llava import Conversation, load_image, read_llava
+from vtc.data.images import load_image
+from vtc.data.llava import Conversation, read_llava
 
 __all__ = [
     "COLORS", "DIGITS", "FAMILIES", "MAKERS", "OCR", "REASONING", "SHAPES", "TASKS", "WORDS", "Conversation",

@@ -1,14 +1,26 @@
-"""People's own images and conversations, in LLaVA's format."""
+"""People's own images and conversations: LLaVA's JSON or JSONL, and tables of questions and answers.
+
+A row of LLaVA's format is {"image": "a.jpg", "conversations": [{"from": "human", "value": ...}, {"from":
+"gpt", ...}]}, one conversation of one or several turns; a row without an image is text alone. A table (CSV,
+JSON or JSONL) has the columns image, question and answer. Files are read row by row, so that a file of any
+size fits in memory.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from vtc import InputError
+from vtc.data.images import listed, load_image
+
+CHUNK = 1 << 20  # characters read at once
+LONGEST = 64 << 20  # characters of one row
+SHOWN = 5  # problems of a kind that a report names one by one
 
 
 @dataclass(frozen=True)
@@ -16,46 +28,103 @@ class Conversation:
     """One image (or none) and the turns of talk about it."""
 
     image: Path | None
-    turns: tuple[tuple[str, str], ...]  # (question, answer)
+    turns: tuple[tuple[str, str], ...]  # (question, answer), each turn after those before it
 
 
-def read_llava(file: str | Path, images: str | Path) -> list[Conversation]:
-    """Read LLaVA-format JSON (a list of {"image", "conversations": [{"from", "value"}]}) and image folder.
+def rows(file: str | Path) -> Iterator[tuple[int, object]]:
+    """Index and content of each row of a JSON list, a JSONL file or a CSV table, one at a time.
 
-    Raises InputError, one line with file, entry and field, for anything that is not so.
+    Raises InputError, with the row, where the file is not there or is cut off.
     """
-    file, images = Path(file), Path(images)
-    if not images.is_dir():
-        raise InputError(
-            f'{images}: image folder is not there; give the folder that the entries\' "image" is relative to'
-        )
+    file = Path(file)
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8-sig", newline="" if file.suffix == ".csv" else None) as text:
+            if file.suffix == ".csv":
+                yield from enumerate(csv.DictReader(text))
+            elif file.suffix == ".jsonl":
+                yield from _lines(file, text)
+            else:
+                yield from _items(file, text)
     except FileNotFoundError:
-        raise InputError(f"{file}: file is not there; expected a LLaVA-format JSON") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise InputError(f"{file}: file is not there; expected LLaVA's JSON, JSONL or a CSV table") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{file}: not readable as text ({e}); expected LLaVA's JSON, JSONL or CSV") from None
+
+
+def _lines(file: Path, text) -> Iterator[tuple[int, object]]:
+    for i, line in enumerate(text):
+        try:
+            yield i, json.loads(line)
+        except json.JSONDecodeError as e:
+            raise InputError(f"{file}: row {i}: not readable as JSON ({e}); one JSON object a line") from None
+
+
+def _items(file: Path, text) -> Iterator[tuple[int, object]]:
+    """The items of one JSON list, decoded as they come in."""
+    decoder, held, at, i = json.JSONDecoder(), text.read(CHUNK).lstrip(), 1, 0
+    if not held.startswith("["):
+        raise InputError(f"{file}: not readable as JSON: expected a non-empty JSON list, [{{...}}, ...]")
+    while True:
+        while at < len(held) and held[at] in " \t\r\n,":
+            at += 1
+        if at < len(held) and held[at] == "]":
+            return
+        try:
+            item, at = decoder.raw_decode(held, at)
+        except json.JSONDecodeError as e:
+            # Cut by the end of the chunk, or wrong? What is cut fails at its end, or in a string without one.
+            cut = e.pos > len(held) - 16 or e.msg.startswith("Unterminated string")
+            more = text.read(CHUNK) if cut and len(held) - at < LONGEST else ""
+            if not more:
+                raise InputError(
+                    f"{file}: row {i}: not readable as JSON ({e.msg}); mend it, or is the file cut off?"
+                ) from None
+            held, at = held[at:] + more, 0
+            continue
+        yield i, item
+        i += 1
+
+
+def conversation(row: object, where: str, images: Path, there: set[str] | None = None) -> Conversation:
+    """One row -> Conversation; InputError names the field. there: the images there are, else the disk is
+    asked.
+    """
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an object with fields, found {type(row).__name__}")
+    if "conversations" not in row and {"question", "answer"} <= set(row):
+        turns = ((_text(row, "question", where), _text(row, "answer", where)),)
+    else:
+        turns = _turns(row.get("conversations"), where)
+    name = row.get("image")
+    if name in (None, ""):
+        return Conversation(None, turns)
+    if isinstance(name, list):
         raise InputError(
-            f"{file}: not readable as JSON ({e}); expected LLaVA's list of conversations"
-        ) from None
-    if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f"{file}: expected a non-empty JSON list of conversations, found {type(entries).__name__}"
+            f'{where}: field "image": {len(name)} images; a compressor here makes tokens of one image, '
+            "so split the row or leave it out"
         )
-    return [_conversation(entry, f"{file}: entry {i}", images) for i, entry in enumerate(entries)]
+    if not isinstance(name, str) or not (name in there if there is not None else (images / name).is_file()):
+        raise InputError(f'{where}: field "image": {name!r} is not a file in {images}')
+    return Conversation(images / name, turns)
 
 
-def _conversation(entry: object, where: str, images: Path) -> Conversation:
-    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
+def _text(row: dict, name: str, where: str) -> str:
+    value = row[name]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f'{where}: field "{name}": {value!r}; expected a text')
+    return value.strip()
+
+
+def _turns(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(said, list):
         raise InputError(
             f'{where}: field "conversations" is missing or no list; expected turns with "from" and "value"'
         )
-    said = entry["conversations"]
     for turn in said:
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("value"), str)
-            or turn.get("from") not in ("human", "gpt")
-        ):
+        known = isinstance(turn, dict) and turn.get("from") in ("human", "gpt")
+        if not known or not isinstance(turn.get("value"), str):
             raise InputError(
                 f'{where}: field "conversations": each turn needs "from" (human or gpt) and a text "value"'
             )
@@ -63,27 +132,92 @@ def _conversation(entry: object, where: str, images: Path) -> Conversation:
         raise InputError(
             f'{where}: field "conversations": turns must alternate human, gpt; found {len(said)} turns'
         )
-    turns = tuple(
-        (q["value"].replace("<image>", "").strip(), a["value"].strip()) for q, a in zip(said[::2], said[1::2])
-    )
-    name = entry.get("image")
-    if name is None:
-        return Conversation(None, turns)
-    if not isinstance(name, str) or not (images / name).is_file():
-        raise InputError(f'{where}: field "image": {name!r} is not a file in {images}')
-    return Conversation(images / name, turns)
+    spoken = [turn["value"].replace("<image>", "").strip() for turn in said]
+    return tuple(zip(spoken[::2], spoken[1::2]))
 
 
-def load_image(path: str | Path, pixels: int) -> np.ndarray:
-    """One image, resized to a square -> (pixels, pixels, 3) uint8; InputError if missing or unreadable."""
-    from PIL import Image, UnidentifiedImageError
+def stream(file: str | Path, images: str | Path, bad: str = "stop") -> Iterator[Conversation]:
+    """The conversations of a file, one at a time. bad: "stop" at a row that cannot be read, or "skip" it.
 
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((pixels, pixels), Image.Resampling.BICUBIC))
-    except FileNotFoundError:
-        raise InputError(f"{path}: image is not there") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
+    Raises InputError, one line with file, row and field; also where no row is left.
+    """
+    if bad not in ("stop", "skip"):
+        raise InputError(f"bad rows {bad!r}: choose stop or skip")
+    there, found = listed(images), False
+    for i, row in rows(file):
+        try:
+            said = conversation(row, f"{file}: entry {i}", Path(images), there)
+        except InputError:
+            if bad == "stop":
+                raise
+            continue
+        found = True
+        yield said
+    if not found:
         raise InputError(
-            f"{path}: not readable as an image ({e}); expected PNG, JPEG or another format Pillow knows"
-        ) from None
+            f"{file}: expected a non-empty JSON list of conversations, found none that can be used"
+        )
+
+
+def read_llava(file: str | Path, images: str | Path, bad: str = "stop") -> list[Conversation]:
+    """All conversations of a file at once, see `stream`."""
+    return list(stream(file, images, bad))
+
+
+@dataclass
+class Report:
+    """What a file holds, and what is wrong where."""
+
+    rows: int = 0
+    with_image: int = 0
+    text_only: int = 0
+    turns: int = 0
+    opened: int = 0  # images that were opened
+    bad: int = 0
+    shown: list[str] = field(default_factory=list)  # the first problems, file, row and field named
+
+    def lines(self) -> list[str]:
+        """In words, a line each."""
+        said = [
+            f"{self.rows:,} rows: {self.with_image:,} with an image, {self.text_only:,} of text alone, "
+            f"{self.turns:,} turns; {self.opened:,} images opened",
+            f"{self.bad:,} problems" if self.bad else "nothing wrong",
+        ]
+        more = self.bad - len(self.shown)
+        return said + self.shown + ([f"and {more:,} more"] if more > 0 else [])
+
+    def problem(self, line: str) -> None:
+        self.bad += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(line)
+
+
+def check(file: str | Path, images: str | Path, opened: int = 1000, seed: int = 0) -> Report:
+    """Read every row, look each image up in one listing of the folder, and open `opened` of them, drawn by
+    seed.
+    """
+    there, report, rng = listed(images), Report(), random.Random(seed)
+    drawn: list[Path] = []  # a uniform sample of the images, however many rows come (reservoir)
+    for i, row in rows(file):
+        report.rows += 1
+        try:
+            said = conversation(row, f"{file}: entry {i}", Path(images), there)
+        except InputError as error:
+            report.problem(str(error))
+            continue
+        report.turns += len(said.turns)
+        if said.image is None:
+            report.text_only += 1
+            continue
+        report.with_image += 1
+        if len(drawn) < opened:
+            drawn.append(said.image)
+        elif (place := rng.randrange(report.with_image)) < opened:
+            drawn[place] = said.image
+    for path in dict.fromkeys(drawn):
+        report.opened += 1
+        try:
+            load_image(path, 32)
+        except InputError as error:
+            report.problem(str(error))
+    return report
