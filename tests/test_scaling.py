@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import differential_evolution
 
@@ -17,20 +18,23 @@ from vtc.scaling import (
     LAWS,
     compare,
     fit,
+    frames,
     frontier,
     leave_one_size_out,
     points,
     published,
     separability,
+    slope_by_size,
+    slopes,
     summary,
     sweep,
     v_star,
     v_star_interval,
     words,
 )
+from vtc.scaling.intervals import jackknife, threshold
 from vtc.scaling.laws import Additive, Interaction, LogLinear, Offset, Power
 from vtc.scaling.official import best_of_fifth, race
-from vtc.scaling.varpro import solve
 
 P = published("reasoning")
 CENTRE = {"n0": float(np.log(P.N).mean()), "t0": float(np.log(P.V).mean())}
@@ -75,20 +79,18 @@ def test_intervals_cover_at_their_level(law):
     A value lies inside exactly when holding the parameter there costs less than the threshold; the next test
     checks that against the ends of intervals.
     """
-    Y, (theta, _) = _noisy(law, 500), law.vectors()
-    at = fit(points(P.N, P.V, Y[0]), law.name).at
-    starts = [theta * s for s in (1.0, 2.0, 0.5)]
+    Y, (theta, _) = _noisy(law, 500), (np.array([[getattr(law, x) for x in law.exponents]]), None)
+    f = fit(points(P.N, P.V, Y[0]), law.name)
+    starts = [np.repeat(theta * s, len(Y), 0) for s in (1.0, 2.0, 0.5)]
 
-    def least(fixed=None):
-        many = [solve(type(law), at, Y, np.repeat(s, len(Y), 0), fixed=fixed).sse for s in starts]
-        return np.min(many, 0)
+    def least(held=None):
+        return np.min([f.problem.solve(start, Y, held=held).sse for start in starts], 0)
 
-    limit = fit(points(P.N, P.V, Y[0]), law.name)
-    limit = limit.threshold() / limit.sse * least()
+    limit = f.threshold() / f.sse * least()
     names = [*_names(law), *([] if law.name == "additive" else ["ratio"])]
     for name in names:
         truth = float(law.ratio if name == "ratio" else getattr(law, name))
-        assert 0.92 <= (least({name: truth}) <= limit).mean() <= 0.98, name
+        assert 0.92 <= (least((name, truth)) <= limit).mean() <= 0.98, name
 
 
 def test_interval_ends_lie_where_the_profile_crosses():
@@ -98,8 +100,8 @@ def test_interval_ends_lie_where_the_profile_crosses():
         if name == "D" and low == 0:
             continue
         for end in (low, high):
-            assert f.profile(name, [end])[0] == pytest.approx(f.threshold(), rel=5e-3)
-        assert f.profile(name, [(low + high) / 2])[0] < f.threshold()
+            assert f.along(name, [end]).sse[0] == pytest.approx(f.threshold(), rel=5e-3)
+        assert f.along(name, [(low + high) / 2]).sse[0] < f.threshold()
 
 
 def test_log_linear_intervals_cover_too():
@@ -110,6 +112,61 @@ def test_log_linear_intervals_cover_too():
         truth = (law.A, law.alpha, law.beta, float(law.ratio))
         inside.append([low <= t <= high for (low, high), t in zip(ends, truth)])
     assert ((np.mean(inside, 0) >= 0.92) & (np.mean(inside, 0) <= 0.98)).all()
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 1.8, 4, 7), (0.3, 0.5, 1, 1.8, 4, 7, 14)])
+def test_clustered_intervals_cover_where_all_v_of_a_size_share_an_error(sizes):
+    """300 draws, half of the noise shared by the V of a size: at least 90 % of clustered intervals cover.
+
+    Profiles take the points as independent and cover alpha and beta less often than they say. As above, a
+    value lies in a profile interval when holding it there costs less than the threshold.
+    """
+    law, rng, draws = Power(0.5, 0.12, 0.03, 0.15), np.random.default_rng(3), 300
+    N, V = (g.ravel() for g in np.meshgrid(sizes, np.unique(P.V), indexing="ij"))
+    labels, which = np.unique(N, return_inverse=True)
+    noise = rng.normal(0, 0.004, (draws, len(labels)))[:, which] + rng.normal(0, 0.004, (draws, len(N)))
+    problem, Y = fit(points(N, V, law.error(N, V))).problem, law.error(N, V) + noise
+    starts = [np.repeat([[law.alpha * s, law.beta * s]], draws, 0) for s in (0.5, 1, 2, 3)]
+
+    def best(**options):
+        many = [problem.solve(start, Y, **options) for start in starts]
+        sse = np.array([s.sse for s in many])
+        theta = np.stack([s.theta for s in many])[sse.argmin(0), np.arange(draws)]
+        return {"alpha": theta[:, 0], "beta": theta[:, 1], "ratio": theta[:, 0] / theta[:, 1]}, sse.min(0)
+
+    whole, sse = best()
+    without = [best(weights=np.tile((which != i).astype(float), (draws, 1)))[0] for i in range(len(labels))]
+    for name, truth in {"alpha": law.alpha, "beta": law.beta, "ratio": float(law.ratio)}.items():
+        profile = best(held=(name, truth))[1] <= [threshold(problem, x) for x in sse]
+        others = np.array([one[name] for one in without])
+        ends = [jackknife(*one, log=name == "ratio") for one in zip(whole[name], others.T)]
+        clustered = profile | [low <= truth <= high for low, high in ends]
+        assert clustered.mean() >= 0.9, name
+        assert profile.mean() < 0.92 or name == "ratio"
+
+
+def test_clustered_intervals_are_never_narrower_and_equal_where_nothing_is_shared():
+    f = fit(P)
+    assert f.shared and f.llms == 4
+    for name in ("A", "alpha", "beta", "D", "ratio"):
+        (low, high), (below, above) = f.interval(name), f.clustered_interval(name)
+        assert below <= low <= high <= above
+    low, high = f.clustered_interval("ratio")
+    assert low == pytest.approx(3.71, abs=0.01) and high == pytest.approx(5.95, abs=0.01)
+    alone = dataclasses.replace(P, seed=np.arange(len(P)))  # every point an LLM of its own
+    assert not fit(alone).shared and fit(alone).clustered_interval("ratio") == fit(alone).interval("ratio")
+    assert v_star_interval(f, 50, clustered=True)[0] < v_star_interval(f, 50)[0]
+
+
+def test_leaving_an_llm_out_is_a_fit_to_the_others():
+    others = fit(P).without_each_llm
+    for i, N in enumerate(np.unique(P.N)):
+        assert others.ratio[i] == pytest.approx(float(fit(P.keep(P.N != N)).law.ratio), rel=1e-4)
+
+
+def test_two_llms_leave_a_clustered_interval_open():
+    two = P.keep((P.N == 0.5) | (P.N == 7))
+    assert fit(two, "log-linear").clustered_interval("ratio") == (0.0, np.inf)
 
 
 def test_bootstrap_ratio_covers():
@@ -184,18 +241,37 @@ def test_the_largest_size_is_predicted_from_the_others():
     assert all(12 < row["V_opt"] < 15 for row in rows.values())
 
 
-def test_larger_llms_gain_more_from_tokens():
-    for task in ("reasoning", "ocr"):
-        found = separability(published(task))
-        assert found["p"] < 0.01 and found["gamma_lo"] > 0
-        assert found["beta by N"][7.0] > found["beta by N"][0.5]
+@pytest.mark.parametrize("task, p", [("reasoning", 0.19), ("ocr", 0.08)])
+def test_whether_larger_llms_gain_more_from_tokens_is_open(task, p):
+    """As if points were independent gamma is above 0; with the LLM as the unit nothing is decided."""
+    found = separability(published(task))
+    assert found["p"] < 0.01 and found["gamma_lo"] > 0
+    assert found["p by size"] == pytest.approx(p, abs=0.005)
+    assert found["lo by size"] < 0 < found["slope by size"] < found["hi by size"]
+    beta = {row["N"]: row["beta"] for row in slopes(published(task))}
+    assert beta[7.0] > beta[0.5]
+
+
+def test_a_slope_that_grows_with_size_is_found_and_a_constant_one_is_not():
+    rng, N, V = (
+        np.random.default_rng(0),
+        *(g.ravel() for g in np.meshgrid(*[[0.5, 1, 2, 4, 8], [1, 4, 16, 64]])),
+    )
+    noise = np.exp(rng.normal(0, 0.002, len(N)))
+    grows = points(N, V, 0.5 * V ** (-0.05 - 0.02 * np.log(N)) * noise)
+    same = points(N, V, 0.5 * V**-0.05 * noise)
+    assert slope_by_size(grows)["p"] < 0.001 and slope_by_size(grows)["slope"] == pytest.approx(
+        0.02, abs=0.003
+    )
+    assert slope_by_size(same)["lo"] < 0 < slope_by_size(same)["hi"]
+    assert np.isnan(slope_by_size(points(N, V, 0.5 * V**-0.05).keep(N < 2))["p"])
 
 
 def test_log_linear_wins_by_aicc():
     table = compare(P)
     assert [row["law"] for row in table][0] == "log-linear"
     assert {row["law"] for row in table} == set(LAWS)
-    aicc = {row["law"]: row["AICc"] for row in table}
+    aicc = {row["law"]: row["aicc"] for row in table}
     assert (round(aicc["log-linear"], 1), round(aicc["power"], 1)) == (-312.6, -304.1)
 
 
@@ -273,7 +349,42 @@ def test_noise_is_called_a_bad_fit():
     N, V = (g.ravel() for g in np.meshgrid([1, 2, 4, 8], [1, 4, 16]))
     f = fit(points(N, V, 0.5 + rng.normal(0, 0.05, 12)))
     assert "fits badly" in f.status and "not identified" in f.status
+    assert not f.usable and "R2" in f.fault
     assert summary(f)["ratio_hi"] == np.inf
+
+
+@pytest.mark.parametrize(
+    "law, fault",
+    [
+        (Power(0.5, 0.1, 6.0, 0.3), "beta at a bound"),
+        (Power(0.5, 0.12, 0.03, 0.15), ""),
+    ],
+)
+def test_a_fault_is_data(law, fault):
+    f = fit(points(P.N, P.V, law.error(P.N, P.V)))
+    assert f.fault == fault and f.usable == (not fault)
+    assert ("beta" in f.at_bound) == bool(fault)
+    row = summary(f)
+    assert (row["fault"], row["usable"]) == (f.fault, f.usable)
+
+
+def test_cells_are_means_over_seeds():
+    p = points([1, 1, 2, 2], [4, 4, 4, 9], [0.2, 0.4, 0.5, 0.6], Q=[10, 20, 5, 5], seed=[0, 1, 0, 0])
+    assert p.cells.N.tolist() == [1, 2, 2] and p.cells.V.tolist() == [4, 4, 9]
+    assert p.cells.Y == pytest.approx([0.3, 0.5, 0.6]) and p.cells.Q == pytest.approx([15, 5, 5])
+    assert p.llm.tolist() == [0, 1, 2, 2]
+
+
+def test_own_rows_are_fitted_without_v_zero():
+    """V = 0 has no place in a power law: rows of a blind model, however bad, change nothing."""
+    law = Power(0.3, 0.15, 0.1, 0.1)
+    cells = [(n, v, seed) for n in (25_000, 60_000, 150_000) for v in (0, 1, 4, 16) for seed in (0, 1)]
+    blind = [0.99 if v == 0 else float(law.error(n * 1e-9, v)) for n, v, _ in cells]
+    rows = pd.DataFrame(cells, columns=["N", "V", "seed"]).assign(compressor="tokenpacker", Q=20)
+    rows["error_reasoning"] = np.array(blind) + 0.01 * (2 * rows["seed"] - 1)  # seeds average out
+    fitted = frames.own_sweep(rows)["reasoning"]
+    assert fitted.n == 9 and (fitted.points.V > 0).all()
+    assert float(fitted.law.ratio) == pytest.approx(float(law.ratio), rel=1e-4)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -334,12 +445,16 @@ def test_fit_writes_the_contract(file, tmp_path, capsys):
     one = made["reasoning"]
     for name in ("A", "alpha", "beta", "D", "ratio", "V_opt"):
         assert one[f"{name}_lo"] <= one[name] <= one[f"{name}_hi"]
-    assert {"law", "sse", "rmse", "status", "seconds"} <= set(one)
+    assert {"law", "sse", "rmse", "status", "seconds", "fault", "usable"} <= set(one)
+    for name in ("A", "alpha", "beta", "D", "ratio", "V_opt"):
+        assert one[f"{name}_lo_clustered"] <= one[f"{name}_lo"]
+        assert one[f"{name}_hi_clustered"] >= one[f"{name}_hi"]
     assert one["ratio"] == pytest.approx(4.70, abs=0.005) and one["V_opt"] == pytest.approx(13.5, abs=0.1)
     assert made["ocr"]["V_opt"] is None and "as many" in made["ocr"]["V_opt_words"]
     assert len(table.read_text().splitlines()) == 3
     said = capsys.readouterr().out
     assert "family ocr" in said and "log-linear" in said and "status: converged" in said
+    assert "4 LLMs, which is few" in said
 
 
 def test_fit_draws(file, tmp_path):

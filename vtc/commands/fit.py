@@ -11,13 +11,10 @@ from pathlib import Path
 
 from vtc import InputError
 from vtc.files import write
-from vtc.scaling.checks import compare, finite, summary
-from vtc.scaling.fitting import Fit, fit
-from vtc.scaling.frontier import words
+from vtc.scaling.checks import SHOWN, compare, finite, summary
+from vtc.scaling.fitting import FEW, Fit, fit
 from vtc.scaling.laws import LAWS, TOKENS
 from vtc.scaling.scores import UNITS, read
-
-SHOWN = ("A", "alpha", "beta", "D", "B", "gamma", "c", "ratio", "V_opt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,29 +84,34 @@ def _row(f: Fit, args) -> dict:
     Q = args.question_tokens
     if Q is None:
         Q = float(f.points.Q.mean()) if f.points.Q.any() else 50.0
-    text = (Q, args.output_tokens, args.question_pass_tokens)
-    return summary(f, *text, by=args.interval, draws=args.draws) | {"V_opt_words": words(f.law, *text)}
+    return summary(f, Q, args.output_tokens, args.question_pass_tokens, by=args.interval, draws=args.draws)
 
 
 def _print(f: Fit, row: dict) -> None:
     print(f"family {row['family']}: {row['law']} law, T = {row['tokens']}, {row['points']} points")
     print(f"  {type(f.law).__doc__.splitlines()[0]}")
-    for name in SHOWN:
-        if name in row:
-            at = f" (Q = {row['Q']:g})" if name == "V_opt" else ""
-            ends = f"[{number(row[name + '_lo'])}, {number(row[name + '_hi'])}]"
-            print(f"  {name:<6}{number(row[name]):>11}  95 % {ends}{at}")
+    kinds = {"": "95 %", "_clustered": "V of an LLM together"} if f.shared else {"": "95 %"}
+    print(f"{'':19}" + "".join(f"  {what:<24}" for what in kinds.values()).rstrip())
+    for name in [name for name in SHOWN if name in row]:
+        ends = [f"[{number(row[f'{name}_lo{k}'])}, {number(row[f'{name}_hi{k}'])}]" for k in kinds]
+        at = f"  (Q = {row['Q']:g})" if name == "V_opt" else ""
+        print(f"  {name:<6}{number(row[name]):>11}" + "".join(f"  {x:<24}" for x in ends).rstrip() + at)
+    if f.shared:
+        few = ", which is few" if f.llms < FEW else ""
+        print(f"  second interval: the errors of one LLM's points are not independent; {f.llms} LLMs{few}")
     print(
         f"  SSE {f.sse:.4g}  RMSE {f.rmse:.4g}  R2 {f.r2:.4f}  AICc {f.aicc:.1f}  ({f.seconds * 1e3:.0f} ms)"
     )
     print(f"  status: {f.status}\n  optimum at fixed N(V + Q + G + q'): {row['V_opt_words']}")
+    if f.fault:
+        print(f"  don't rely on these numbers: {f.fault}")
 
 
 def _print_all(f: Fit, Q: float) -> None:
     print(f"  {'law':<12}{'ratio':>11}{'V_opt':>11}{'SSE':>11}{'AICc':>9}  status")
     for row in compare(f.points, Q):
-        told = f"{number(row['ratio']):>11}{number(row[f'V_opt(Q={Q:g})']):>11}{row['SSE']:>11.4g}"
-        print(f"  {row['law']:<12}{told}{row['AICc']:>9.1f}  {row['status']}")
+        told = f"{number(row['ratio']):>11}{number(row['V_opt']):>11}{row['sse']:>11.4g}"
+        print(f"  {row['law']:<12}{told}{row['aicc']:>9.1f}  {row['status']}")
 
 
 def number(value: float) -> str:
@@ -129,14 +131,12 @@ def as_csv(rows: list[dict]) -> str:
 
 
 def _draw(fits: list[Fit], folder: Path) -> None:
-    import io as memory
-
-    from vtc.figures import law as figures
+    from vtc.figures import law as draw
+    from vtc.scaling import frames
 
     for f in fits:
-        chart = figures.fitted(f)
-        for kind in ("svg", "png"):
-            out = memory.StringIO() if kind == "svg" else memory.BytesIO()
+        chart = draw.fitted(frames.plane(f))
+        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f.points.family)
+        for kind, out in (("svg", io.StringIO()), ("png", io.BytesIO())):
             chart.save(out, format=kind)
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f.points.family)
             write(folder / f"law_{name}.{kind}", out.getvalue())

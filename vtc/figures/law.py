@@ -1,15 +1,16 @@
 """Figures of notebook 04: the law, what the points identify, where the optimum lies.
 
-The rows drawn come from `vtc.scaling.frames`, where every number is computed.
+Each takes a frame of `vtc.scaling.frames`, where every number is computed, and returns a chart.
 """
 
 from __future__ import annotations
 
-import altair as alt
+from collections.abc import Sequence
 
-from vtc import cost, figures  # figures registers the theme
-from vtc.scaling import frames
-from vtc.scaling.fitting import Fit
+import altair as alt
+import pandas as pd
+
+from vtc import figures  # registers the theme
 
 SIZE = alt.Color("N:O", title="N, billions")
 BOUND = {"reading weights": "#9ecae1", "arithmetic": "#fdae6b", "does not fit": "#d9d9d9"}
@@ -25,71 +26,83 @@ def _axis(channel, field: str, title: str, kind: str = "linear", ticks=None, **s
     return channel(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type=kind, **(rest | scale)))
 
 
-def scaling(f: Fit, Q: float = 50.0) -> alt.LayerChart:
-    """The paper's Figure 1: error against 2N(Q + V), one curve a model size, and the computed frontier."""
-    points, lines, best = frames.measured(f, Q), frames.curves(f, Q), frames.best_split(f, Q)
-    ends = [points["TFLOP"].min() * 0.75, points["TFLOP"].max() * 1.3]
-    best = best[best["TFLOP"].between(*ends)]
+def _titled(chart, text: str, *subtitle: str, width: int = 440, height: int = 280):
+    return chart.properties(title=alt.Title(text, subtitle=list(subtitle)), width=width, height=height)
+
+
+def _parts(rows: pd.DataFrame) -> list[alt.Chart]:
+    """Charts of the points, the law and the frontier of `frames.plane`."""
+    return [alt.Chart(rows[rows["drawn"] == part]) for part in ("points", "law", "frontier")]
+
+
+def scaling(rows: pd.DataFrame) -> alt.LayerChart:
+    """The paper's Figure 1: error against 2N(Q + V), one curve per model size, and the computed frontier.
+
+    rows: `frames.plane`.
+    """
+    law, cost = rows.attrs, rows.loc[rows["drawn"] == "points", "TFLOP"]
+    ends = [cost.min() * 0.75, cost.max() * 1.3]
+    points, curves, best = _parts(rows[(rows["drawn"] != "frontier") | rows["TFLOP"].between(*ends)])
     x = _axis(alt.X, "TFLOP", "inference cost 2N(Q + V), TFLOP", "log", domain=ends)
     y = _axis(alt.Y, "error", "average error, 1 - score")
     legend = alt.Legend(values=[1, 16, 144, 576])
     size = alt.Size("V:Q", title="V", scale=alt.Scale(type="log", range=[20, 220]), legend=legend)
-    curve = alt.Chart(lines).mark_line(opacity=0.75).encode(x, y, SIZE)
-    dots = alt.Chart(points).mark_point(filled=True, opacity=1).encode(x, y, SIZE, size)
-    front = alt.Chart(best).mark_line(color="black", strokeDash=[5, 4]).encode(x, y)
-    law = f.law
-    said = f"alpha {law.alpha:.4f}, beta {law.beta:.4f}, D {getattr(law, 'D', 0):.3f}, all computed"
-    about = [said, "dashed: the (N, V) of least predicted error at every cost"]
-    words = f"Error against cost, {f.points.family}, Q = {Q:g}: the paper's {f.n} points"
-    title = {"text": words, "subtitle": about}
-    return (curve + front + dots).properties(title=title, width=460, height=320)
+    curve = curves.mark_line(opacity=0.75).encode(x, y, SIZE)
+    dots = points.mark_point(filled=True, opacity=1).encode(x, y, SIZE, size)
+    front = best.mark_line(color="black", strokeDash=[5, 4]).encode(x, y)
+    more, less = ("N", "V") if law["ratio"] > 1 else ("V", "N")
+    times = max(law["ratio"], 1 / law["ratio"])
+    said = f"alpha {law['alpha']:.4f}, beta {law['beta']:.4f}, D {law.get('D', 0):.3f}; Q = {law['Q']:g}"
+    return _titled(
+        curve + front + dots,
+        f"{law['family']}: the error falls {times:.1f} times as fast with {more} as with {less}",
+        f"the paper's {law['points']} points and the law fitted to them, {said}",
+        "dashed: the (N, V) of least predicted error at every cost",
+        width=460,
+        height=320,
+    )
 
 
-def _size(N: float) -> str:
-    """Billions of parameters as people write them: 7B, 400M, 25k."""
-    unit, scale = ("B", 1.0) if N >= 0.1 else ("M", 1e-3) if N >= 1e-3 else ("k", 1e-6)
-    return f"{N / scale:.3g}{unit}"
-
-
-def fitted(f: Fit) -> alt.LayerChart:
-    """Points and law of any scores: error against V, one curve a model size."""
-    points, lines = (rows.assign(LLM=rows["N"].map(_size)) for rows in (frames.measured(f), frames.curves(f)))
-    kind = "symlog" if (points["V"] == 0).any() else "log"
-    size = alt.Color("LLM:O", title="N", sort=[_size(N) for N in sorted(points["N"].unique())])
-    x = _axis(alt.X, "V", "visual tokens V", kind, sorted(points["V"].unique().tolist()))
+def fitted(rows: pd.DataFrame) -> alt.LayerChart:
+    """Points and law of any scores: error against V, one curve per model size; rows: `frames.plane`."""
+    points, curves, _ = _parts(rows)
+    seen = points.data
+    kind = "symlog" if (seen["V"] == 0).any() else "log"
+    names = list(dict.fromkeys(seen.sort_values("N")["LLM"]))
+    size = alt.Color("LLM:O", title="N", sort=names)
+    x = _axis(alt.X, "V", "visual tokens V", kind, sorted(seen["V"].unique().tolist()))
     y = _axis(alt.Y, "error", "error, 1 - score")
-    curve = alt.Chart(lines).mark_line().encode(x, y, size)
-    dots = alt.Chart(points).mark_point(filled=True).encode(x, y, size)
-    title = {"text": f"{f.points.family}: {f.law.name} law, R2 {f.r2:.3f}", "subtitle": f.status}
-    return (curve + dots).properties(title=title, width=420, height=280)
+    law = rows.attrs
+    return _titled(
+        curves.mark_line().encode(x, y, size) + points.mark_point(filled=True).encode(x, y, size),
+        f"{law['family']}: {law['law']} law, R2 {law['r2']:.3f}",
+        law["status"],
+        width=420,
+    )
 
 
-def wandering(f: Fit, seeds: int = 10) -> alt.Chart:
+def wandering(rows: pd.DataFrame) -> alt.Chart:
     """Where the official procedure ends, seed by seed, against the exact optimum."""
-    rows = frames.wandering(f, seeds)
     names = ["random fifth of the grid", "whole grid", "paper", "exact optimum"]
     colour = alt.Scale(domain=names, range=figures.PALETTE[:4])
     shape = alt.Scale(domain=names, range=["circle", "square", "diamond", "triangle-up"])
-    title = {
-        "text": f"The official procedure, {seeds} seeds",
-        "subtitle": "same points and law; the shuffle differs",
-    }
-    return (
-        alt.Chart(rows, title=title, width=420, height=280)
-        .mark_point(filled=True, size=130, opacity=0.75)
-        .encode(
+    chart = alt.Chart(rows).mark_point(filled=True, size=130, opacity=0.75)
+    return _titled(
+        chart.encode(
             _axis(alt.X, "alpha", "alpha"),
             _axis(alt.Y, "beta", "beta"),
             alt.Color("what:N", title=None, sort=names, scale=colour),
             alt.Shape("what:N", title=None, sort=names, scale=shape),
-        )
+        ),
+        f"The official procedure, {rows.attrs['seeds']} seeds",
+        "same points and law; the shuffle differs",
+        width=420,
     )
 
 
-def identifiability(f: Fit, Q: float = 50.0) -> alt.ConcatChart:
-    """Hold D anywhere: alpha and beta follow it, alpha / beta and V* hardly move."""
-    rows = frames.profiled(f, Q)
-    names = list(dict.fromkeys(rows["quantity"]))
+def identifiability(rows: pd.DataFrame) -> alt.ConcatChart:
+    """Hold D anywhere: alpha and beta follow it, alpha / beta and V* hardly move; rows: `frames.profiled`."""
+    names, law = list(dict.fromkeys(rows["quantity"])), rows.attrs
 
     def panel(name):
         part = rows[rows["quantity"] == name]
@@ -99,30 +112,26 @@ def identifiability(f: Fit, Q: float = 50.0) -> alt.ConcatChart:
         allowed = alt.Chart(part[part["inside"]]).mark_line(strokeWidth=4, color=figures.PALETTE[0])
         return (every + allowed.encode(x, y)).properties(width=190, height=130)
 
-    said = "blue: what the points allow at 95 %; the best D lies below 0, so D >= 0 puts the fit on its bound"
-    if f.solution.free[0].all():
-        said = "blue: what the points allow at 95 %"
-    title = {"text": f"What {f.n} points identify, {f.points.family}", "subtitle": said}
+    said = "blue: what the points allow at 95 %"
+    if "D at its bound" in law["status"]:
+        said += "; the best D lies below 0, so D >= 0 puts the fit on its bound"
+    title = alt.Title(f"What {law['points']} points identify, {law['family']}", subtitle=said)
     return alt.concat(*map(panel, names), columns=3).properties(title=title)
 
 
-def separability(fits: dict[str, Fit]) -> alt.LayerChart:
-    """Do larger LLMs gain more from tokens? The slope in V at every N, by task."""
-    rows = frames.token_slopes(fits)
+def separability(rows: pd.DataFrame) -> alt.LayerChart:
+    """Do larger LLMs gain more from tokens? The slope in V at every N; rows: `frames.token_slopes`."""
     x = _axis(alt.X, "N", "N, billions", "log", sorted(rows["N"].unique().tolist()), padding=20)
     colour, y = alt.Color("task:N", title=None), _axis(alt.Y, "beta", "slope of ln error on ln V", zero=True)
     base = alt.Chart(rows)
     bars = base.mark_rule(strokeWidth=2).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=colour)
     dots = base.mark_line(point={"size": 80}).encode(x, y, colour)
     said = "a separable law needs one number for all N; bars: two standard errors"
-    return (dots + bars).properties(
-        title={"text": "The slope in V, size by size", "subtitle": said}, width=400
-    )
+    return _titled(dots + bars, "The slope in V, size by size", said, width=400)
 
 
-def optimum(f: Fit, others: dict[str, Fit] | None = None) -> alt.LayerChart:
-    """V* against Q in closed form, with its interval, for a fit and for what is compared with it."""
-    rows = frames.optimum_by_text(f, others=others)
+def optimum(rows: pd.DataFrame) -> alt.LayerChart:
+    """V* against Q in closed form, with its interval; rows: `frames.optimum_by_text`."""
     x = _axis(alt.X, "Q", "text tokens Q", "symlog", [0, 5, 10, 25, 50, 100, 200, 500], constant=5)
     ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200]
     y, low = (
@@ -131,26 +140,26 @@ def optimum(f: Fit, others: dict[str, Fit] | None = None) -> alt.LayerChart:
     colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom"))
     band = alt.Chart(rows).mark_area(opacity=0.2).encode(x, low, alt.Y2("high:Q"), colour)
     line = alt.Chart(rows).mark_line(point=True).encode(x, y, colour)
-    title = {"text": f"V* against Q, {f.points.family}", "subtitle": "closed form, 95 % interval"}
-    return (band + line).properties(title=title, width=440, height=280)
+    return _titled(band + line, f"V* against Q, {rows.attrs['family']}", "closed form, 95 % interval")
 
 
-def true_cost(f: Fit, device: cost.Hardware, Q: int = 50, G: int = 32, **options) -> alt.Chart:
-    """The best V along the frontier when everything is paid for, in operations and in seconds."""
-    rows = frames.true_optimum(f, device, Q, G, **options)
-    names = list(dict.fromkeys(rows["cost"]))
+def true_cost(rows: pd.DataFrame) -> alt.Chart:
+    """The best V along the frontier when everything is paid for; rows: `frames.true_optimum`."""
+    names, about = list(dict.fromkeys(rows["cost"])), rows.attrs
     x = _axis(alt.X, "N", "N of the best split, billions", "log", [0.5, 1, 2, 4, 7, 14], domain=[0.45, 15])
     y = _axis(alt.Y, "V", "V of the best split", "log", [1, 4, 16, 36, 64, 144, 576], domain=[0.9, 700])
     colour = alt.Color("cost:N", title="cost held fixed", sort=names, scale=alt.Scale(domain=names))
-    said = f"{device.name}, Q = {Q}, G = {G}; seconds are roofline seconds"
-    title = {"text": f"The optimum under the whole cost, {f.points.family}", "subtitle": said}
-    mark = alt.Chart(rows, title=title, width=440, height=300).mark_line(point={"size": 30}, opacity=0.85)
-    return mark.encode(x, y, colour)
+    return _titled(
+        alt.Chart(rows).mark_line(point={"size": 30}, opacity=0.85).encode(x, y, colour),
+        f"The optimum under the whole cost, {about['family']}",
+        f"{about['device']}, Q = {about['Q']}, G = {about['G']}; seconds are roofline seconds",
+        height=300,
+    )
 
 
-def binding(device: cost.Hardware, Q: int = 50, G: int = 32, sizes=(0.5, 1.8, 7.0, 14.0)) -> alt.FacetChart:
-    """What binds the LLM's prefill, batch x V x N, and the time to the first token over that at V = 1."""
-    rows = frames.binding(device, Q, G)
+def binding(rows: pd.DataFrame, sizes: Sequence[float] = (0.5, 1.8, 7.0, 14.0)) -> alt.FacetChart:
+    """What binds the LLM's prefill, and the time to the first token over that at V = 1; `frames.binding`."""
+    about = rows.attrs
     x = alt.X("V:O", title="visual tokens V", axis=alt.Axis(labelAngle=0))
     y = alt.Y("batch:O", title="batch", sort="descending")
     scale = alt.Scale(domain=list(BOUND), range=list(BOUND.values()))
@@ -159,17 +168,17 @@ def binding(device: cost.Hardware, Q: int = 50, G: int = 32, sizes=(0.5, 1.8, 7.
     cells = base.mark_rect(stroke="white").encode(x, y, colour)
     text = base.mark_text(fontSize=9).encode(x, y, alt.Text("slower:Q", format=".2~f"))
     said = "numbers: seconds to the first token, vision tower included, over those with one visual token"
-    title = {"text": f"When do tokens cost time? {device.name}, Q = {Q}", "subtitle": said}
+    title = alt.Title(f"When do tokens cost time? {about['device']}, Q = {about['Q']}", subtitle=said)
     each = (cells + text).properties(width=250, height=190)
     return each.facet(alt.Facet("N:O", title="N, billions"), columns=2).properties(title=title)
 
 
-def own(fits: dict[str, Fit]) -> alt.ConcatChart:
-    """This project's own sweep, one panel a family; says so while there are no rows."""
-    panels = [fitted(f) for f in fits.values()]
+def own(planes: Sequence[pd.DataFrame]) -> alt.ConcatChart:
+    """This project's own sweep, one panel per family; an empty chart that says so while there are no rows."""
+    panels = [fitted(rows) for rows in planes]
     if not panels:
-        text = alt.Chart(frames.table([{"said": frames.own_words(fits)}]))
-        panels = [text.mark_text(fontSize=12).encode(text="said:N").properties(width=560, height=60)]
-    return (
-        alt.hconcat(*panels).resolve_scale(color="independent").properties(title="This project's own sweep")
-    )
+        empty = pd.DataFrame([{"said": "too few rows of the sweep yet: run notebook 02 first"}])
+        panels = [alt.Chart(empty).mark_text(fontSize=12).encode(text="said:N")]
+        panels = [panels[0].properties(width=560, height=60)]
+    chart = alt.hconcat(*panels).resolve_scale(color="independent")
+    return chart.properties(title="This project's own sweep")

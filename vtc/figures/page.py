@@ -62,16 +62,17 @@ def _device(device: cost.Hardware) -> dict:
 
 
 def _task(f: Fit, draws: int, N, V) -> dict:
-    many = predictions(f, f.bootstrap(draws), N, V)  # (draws, c)
-    low, high = np.quantile(many, [0.025, 0.975], axis=0)
-    ratio = [f.interval("ratio")[0], float(f.law.ratio), f.interval("ratio")[1]] if f.law.closed else None
+    drawn = f.bootstrap(draws)
+    low, high = np.quantile(predictions(f, drawn, N, V), [0.025, 0.975], axis=0)  # (c,)
+    ends = f.interval("ratio")
+    ratio = [ends[0], float(f.law.ratio), ends[1]] if f.law.closed else None
     return {
         "law": f"{f.law.name} law, {f.n} points, {f.status}",
         "ratio": ratio if ratio and np.isfinite(ratio).all() else None,
         "error": f.law.error(N, V).tolist(),
         "low": low.round(5).tolist(),
         "high": high.round(5).tolist(),
-        "draws": many.round(5).tolist(),
+        "draws": drawn.error(N, V).round(6).tolist(),
         "largest": float(f.points.N.max()),
     }
 

@@ -1,4 +1,4 @@
-"""Does the law hold? Sizes left out and predicted, separability, forms compared, odd points in and out."""
+"""Does the law hold? One row a fit, forms compared, sizes left out and predicted, separability."""
 
 from __future__ import annotations
 
@@ -7,9 +7,70 @@ import math
 import numpy as np
 
 from vtc.scaling.fitting import Fit, fit
-from vtc.scaling.frontier import v_star, v_star_interval
+from vtc.scaling.frontier import v_star, v_star_interval, words
+from vtc.scaling.intervals import central
 from vtc.scaling.laws import LAWS
 from vtc.scaling.scores import Points
+
+SHOWN = ("A", "alpha", "beta", "D", "B", "gamma", "c", "ratio", "V_opt")  # numbers of a row, in this order
+
+
+def summary(
+    f: Fit,
+    Q: float = 50.0,
+    G: float = 0.0,
+    q_prime: float = 0.0,
+    by: str | None = "profile",
+    draws: int = 2000,
+) -> dict:
+    """One flat row of a fit: every parameter, ratio and V_opt, how well it fits, how it ended, seconds.
+
+    by: how the intervals `_lo`, `_hi` are made: "profile", a bootstrap ("residual", "size", "seed"), or None
+    for none. `_lo_clustered` and `_hi_clustered` allow for points that share an LLM. Infinite ends mean
+    unbounded.
+    """
+    text = (Q, G, q_prime)
+    row = {
+        "family": f.points.family,
+        "law": f.law.name,
+        "tokens": f.law.tokens,
+        "points": f.n,
+        "LLMs": f.llms,
+    }
+    made = f.bootstrap(draws, by) if by not in (None, "profile") else None
+    for name in [x for x in SHOWN if x == "V_opt" or hasattr(f.law, x)]:
+        row[name] = float(v_star(f.law, *text) if name == "V_opt" else getattr(f.law, name))
+        for kind, clustered in (("", False), ("_clustered", True)):
+            if by is not None:
+                row[f"{name}_lo{kind}"], row[f"{name}_hi{kind}"] = _ends(f, name, text, made, clustered)
+    row |= {"Q": Q, "G": G, "q_prime": q_prime, "interval": by, "V_opt_words": words(f.law, *text)}
+    row |= {"sse": f.sse, "rmse": f.rmse, "r2": f.r2, "aicc": f.aicc}
+    return row | {"status": f.status, "fault": f.fault, "usable": f.usable, "seconds": f.seconds}
+
+
+def _ends(f: Fit, name: str, text: tuple, made, clustered: bool = False) -> tuple[float, float]:
+    """One interval of a row; `made`: bootstrap draws that take the place of the profile."""
+    if name in f.unidentified or (f.unidentified and name in ("ratio", "V_opt")):
+        return (0.0 if name == "V_opt" else -np.inf), np.inf
+    if made is not None and not clustered:
+        return central(np.asarray(v_star(made, *text) if name == "V_opt" else getattr(made, name), float))
+    if name == "V_opt":
+        return v_star_interval(f, *text, clustered=clustered)
+    return f.clustered_interval(name) if clustered else f.interval(name)
+
+
+def finite(value):
+    """JSON has no infinity: unbounded and undefined become null."""
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def compare(points: Points, Q: float = 50.0, laws=tuple(LAWS)) -> list[dict]:
+    """All laws on the same points (without V = 0, where most have no value), best AICc first."""
+    points = points.keep(points.V > 0)
+    rows = [summary(fit(points, law), Q, by=None) for law in laws]
+    return sorted(rows, key=lambda row: np.nan_to_num(row["aicc"], nan=np.inf))
 
 
 def leave_one_size_out(points: Points, law: str = "power", Q: float = 50.0) -> list[dict]:
@@ -22,12 +83,8 @@ def leave_one_size_out(points: Points, law: str = "power", Q: float = 50.0) -> l
         f = fit(points.keep(points.N != N), law)
         out = points.keep((points.N == N) & ((points.V > 0) | (law == "offset")))
         miss = np.abs(f.law.error(out.N, out.V, out.Q) - out.Y) / np.maximum(out.Y, 0.01)
-        row = {
-            "N left out": N,
-            "largest": bool(N == points.N.max()),
-            "mean miss": miss.mean(),
-            "worst miss": miss.max(),
-        }
+        row = {"N left out": N, "largest": bool(N == points.N.max())}
+        row |= {"mean miss": miss.mean(), "worst miss": miss.max()}
         rows.append(row | {"ratio": float(f.law.ratio), "V_opt": float(v_star(f.law, Q))})
     return rows
 
@@ -35,80 +92,51 @@ def leave_one_size_out(points: Points, law: str = "power", Q: float = 50.0) -> l
 def separability(points: Points) -> dict:
     """Do larger LLMs gain more from tokens? The interaction law against the power law nested in it.
 
-    gamma with its interval, the F test of gamma = 0, and the slope of ln Y on ln V at every N.
+    gamma with its interval and the F test of gamma = 0, both as if points were independent; and `p by size`,
+    which asks the same of one slope a size (`slope_by_size`).
     """
     from scipy.special import fdtrc
 
     whole, plain = fit(points, "interaction"), fit(points, "power")
     left = whole.n - whole.k
     F = (plain.sse - whole.sse) / (whole.sse / left) if left > 0 else np.nan
-    used = points.keep((points.V > 0) & (points.Y > 0))
-    slopes = {
-        float(N): float(-np.polyfit(np.log(used.V[used.N == N]), np.log(used.Y[used.N == N]), 1)[0])
-        for N in np.unique(used.N)
-        if len(np.unique(used.V[used.N == N])) > 1
-    }
     low, high = whole.interval("gamma")
-    return {
-        "gamma": whole.law.gamma,
-        "gamma_lo": low,
-        "gamma_hi": high,
-        "F": float(F),
-        "p": float(fdtrc(1, left, max(F, 0))) if left > 0 else float("nan"),
-        "beta by N": slopes,
-    }
+    found = {"gamma": whole.law.gamma, "gamma_lo": low, "gamma_hi": high, "F": float(F)}
+    found["p"] = float(fdtrc(1, left, max(F, 0))) if left > 0 else float("nan")
+    return found | {f"{name} by size": value for name, value in slope_by_size(points).items()}
 
 
-def compare(points: Points, Q: float = 50.0, laws=tuple(LAWS)) -> list[dict]:
-    """All laws on the same points (without V = 0, where most have no value), best AICc first."""
-    points = points.keep(points.V > 0)
-    rows = [_row(fit(points, law), Q) for law in laws]
-    return sorted(rows, key=lambda row: np.nan_to_num(row["AICc"], nan=np.inf))
+def slopes(points: Points) -> list[dict]:
+    """The slope of ln Y on -ln V at every N, with its standard error: rows N, beta, se."""
+    rows = []
+    for N in np.unique(points.N):
+        p = points.keep((points.N == N) & (points.V > 0) & (points.Y > 0))
+        if len(np.unique(p.V)) > 1:
+            slope, se = _line(np.log(p.V), np.log(p.Y))
+            rows.append({"N": float(N), "beta": -slope, "se": se})
+    return rows
 
 
-def _row(f: Fit, Q: float) -> dict:
-    quality = {"SSE": f.sse, "RMSE": f.rmse, "R2": f.r2, "AICc": f.aicc}
-    law = {"law": f.law.name, "ratio": float(f.law.ratio), f"V_opt(Q={Q:g})": float(v_star(f.law, Q))}
-    return law | quality | {"status": f.status}
+def slope_by_size(points: Points) -> dict:
+    """Does beta grow with ln N? A line through one beta a size: slope, lo, hi, p (t, sizes - 2).
 
-
-def summary(
-    f: Fit, Q: float = 50.0, G: float = 0.0, q_prime: float = 0.0, by: str = "profile", draws=2000
-) -> dict:
-    """One flat row of a fit: every parameter, ratio and V_opt with _lo and _hi, quality, status, seconds.
-
-    by: how intervals are made, "profile" or a bootstrap ("residual", "size", "seed"). Infinite ends mean
-    unbounded.
+    Sizes are the unit: the V of a size share its LLM. NaN for fewer than three sizes.
     """
-    names = [x for x in ("A", "alpha", "beta", "D", "B", "gamma", "c") if hasattr(f.law, x)]
-    made = f.bootstrap(draws, by) if by != "profile" else None
-    if made is None and not f.law.closed:
-        made = f.bootstrap(draws)  # the ratio of some laws, and their V*, have no profile here
-    row = {"family": f.points.family, "law": f.law.name, "tokens": f.law.tokens, "points": f.n}
-    for name in (*names, "ratio", "V_opt"):
-        value = v_star(f.law, Q, G, q_prime) if name == "V_opt" else getattr(f.law, name)
-        row[name] = float(value)
-        row[f"{name}_lo"], row[f"{name}_hi"] = _ends(f, name, by, made, (Q, G, q_prime))
-    row |= {"Q": Q, "G": G, "q_prime": q_prime, "interval": by, "sse": f.sse, "rmse": f.rmse, "r2": f.r2}
-    return row | {"aicc": f.aicc, "status": f.status, "seconds": f.seconds}
+    from scipy.special import stdtr, stdtrit
+
+    rows = slopes(points)
+    free = len(rows) - 2
+    if free < 1:
+        return dict.fromkeys(("slope", "lo", "hi", "p"), float("nan"))
+    slope, se = _line(np.log([row["N"] for row in rows]), np.array([row["beta"] for row in rows]))
+    half = float(stdtrit(free, 0.975)) * se
+    p = float(2 * stdtr(free, -abs(slope / se))) if se > 0 else float("nan")
+    return {"slope": slope, "lo": slope - half, "hi": slope + half, "p": p}
 
 
-def _ends(f: Fit, name: str, by: str, made, text) -> tuple[float, float]:
-    if name == "c":
-        return tuple(float(np.exp(end)) for end in _ends(f, "ln_c", by, made, text))
-    if name in f.unidentified or (f.unidentified and name in ("ratio", "V_opt")):
-        return (0.0 if name == "V_opt" else -np.inf), np.inf
-    if by == "profile" and name == "V_opt":
-        return v_star_interval(f, *text, draws=made)
-    if by == "profile" and (name != "ratio" or f.law.name != "additive"):
-        return f.interval(name)
-    many = v_star(made, *text) if name == "V_opt" else np.asarray(getattr(made, name), float)
-    many = np.sort(many[~np.isnan(many)])
-    return float(many[int(0.025 * len(many))]), float(many[max(int(0.975 * len(many)) - 1, 0)])
-
-
-def finite(value):
-    """JSON has no infinity: unbounded and undefined become null."""
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+def _line(x, y) -> tuple[float, float]:
+    """Least squares slope of y on x, and its standard error (infinite for two points)."""
+    x, y = x - x.mean(), y - y.mean()
+    slope = float((x * y).sum() / (x**2).sum())
+    left = float(((y - slope * x) ** 2).sum()) / max(len(x) - 2, 1)
+    return slope, float(np.sqrt(left / (x**2).sum())) if len(x) > 2 else float("inf")

@@ -1,9 +1,4 @@
-"""A law fitted to points: how it ended, what it leaves over, what the points identify and what they don't.
-
-Point fits search from several starts with `varpro.solve` and are finished by scipy's least squares on the
-projected residual; intervals are profile likelihoods (F quantiles) or bootstraps (residual, by model size,
-by seed).
-"""
+"""A law fitted to points: how it ended, what it leaves over, what the points identify and what they don't."""
 
 from __future__ import annotations
 
@@ -15,13 +10,15 @@ from functools import cached_property
 import numpy as np
 
 from vtc import InputError
-from vtc.scaling import varpro
+from vtc.scaling import intervals
+from vtc.scaling.intervals import LEVEL
 from vtc.scaling.laws import LAWS, TOKENS, Design, Law
 from vtc.scaling.scores import Points
+from vtc.scaling.varpro import Problem, Solution
 
 STARTS = {"alpha": (0.02, 0.1, 0.5), "beta": (0.02, 0.1, 0.5), "gamma": (0.0,), "ln_c": (0.0, 3.0)}
-LEVEL = 0.95
-BAD_R2 = 0.8  # below this a fit is called bad
+LEAST_R2 = 0.9  # below this a fit is bad, and no verdict follows from it
+FEW = 8  # with fewer LLMs than this, clustered intervals are said to rest on few
 
 
 @dataclass(frozen=True)
@@ -29,20 +26,23 @@ class Fit:
     """A law with the points it was fitted to."""
 
     law: Law
-    at: Design
     points: Points
-    solution: varpro.Solution  # of a batch of one
-    D_min: float
+    problem: Problem
+    solution: Solution  # of a batch of one
     seconds: float
 
     @property
     def n(self) -> int:
-        return len(self.points)
+        return self.problem.n
 
     @property
     def k(self) -> int:
-        """Parameters of the law, bounds or not."""
-        return len(self.law.exponents) + len(self.law.coefficients)
+        return self.problem.k
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters, coefficients first."""
+        return (*self.law.coefficients, *(x for x in self.law.exponents if x not in self.law.coefficients))
 
     @property
     def sse(self) -> float:
@@ -73,216 +73,174 @@ class Fit:
     def residual(self) -> np.ndarray:
         return self.points.Y - self.predicted
 
-    @cached_property
-    def status(self) -> str:
-        """How the fit ended: converged or not, which parameter is at which bound, what is not identified."""
+    # -------------------------------------------------------------------------------------- how it ended
+
+    @property
+    def converged(self) -> bool:
         s = self.solution
-        if not (np.isfinite(s.sse[0]) and np.isfinite(s.coef).all() and np.isfinite(s.theta).all()):
-            return "not finite"
-        said = ["converged" if s.converged[0] else "not converged"]
-        low, high = varpro._box(type(self.law))
-        for name, value, lo, hi in zip(self.law.exponents, s.theta[0], low, high):
-            for bound in (lo, hi):
-                if abs(value - bound) < 1e-6 * (1 + abs(bound)):
-                    said.append(f"{name} at its bound {bound:.3g}")
-        for name, free in zip(self.law.coefficients, s.free[0]):
-            if not free:
-                said.append(f"{name} at its bound {self.D_min if name == 'D' else 0:g}")
-        if self.r2 < BAD_R2:
-            said.append(f"fits badly (R2 {self.r2:.2f})")
-        lost = self.unidentified
-        if not lost and self.interval("beta")[0] <= 0 <= self.interval("beta")[1]:
-            said.append("beta not told from 0: no effect of V is seen")
-        return "; ".join(said + ([f"not identified: {', '.join(lost)}"] if lost else []))
+        return bool(s.converged[0] and np.isfinite(s.coef).all() and np.isfinite(s.theta).all())
+
+    @cached_property
+    def at_bound(self) -> dict[str, float]:
+        """Parameters that ended at a bound -> that bound."""
+        exponents = zip(self.law.exponents, self.solution.theta[0], self.problem.box)
+        ends = {
+            name: float(end)
+            for name, value, box in exponents
+            for end in box
+            if abs(value - end) < 1e-6 * (1 + abs(end))
+        }
+        free = zip(self.law.coefficients, self.solution.free[0])
+        return ends | {name: self.problem.D_min if name == "D" else 0.0 for name, f in free if not f}
 
     @cached_property
     def unidentified(self) -> list[str]:
         """Parameters that the points leave open: an interval of theirs has no end on some side."""
-        if self.n <= self.k:
-            return [*self.law.exponents, *self.law.coefficients]
-        names = [x for x in (*self.law.exponents, *self.law.coefficients) if x in ("alpha", "beta", "D")]
+        names = [name for name in ("alpha", "beta", "D") if name in self.names]
         return [name for name in names if not np.isfinite(self.interval(name)).all()]
+
+    @property
+    def fault(self) -> str:
+        """Why no verdict follows from this fit: not converged, alpha or beta at a bound, or R2 below .9."""
+        if not self.converged:
+            return "not converged"
+        stuck = [name for name in ("alpha", "beta") if name in self.at_bound]
+        if stuck:
+            return f"{' and '.join(stuck)} at a bound"
+        return "" if self.r2 >= LEAST_R2 else f"fits badly: R2 {self.r2:.2f} is below {LEAST_R2:g}"
+
+    @property
+    def usable(self) -> bool:
+        return not self.fault
+
+    @cached_property
+    def status(self) -> str:
+        """All of that in words."""
+        said = ["converged" if self.converged else "not converged"]
+        said += [f"{name} at its bound {end:.3g}" for name, end in self.at_bound.items()]
+        if self.fault.startswith("fits badly"):
+            said.append(self.fault)
+        low, high = self.interval("beta")
+        if self.unidentified:
+            said.append(f"not identified: {', '.join(self.unidentified)}")
+        elif low <= 0 <= high:
+            said.append("beta not told from 0: no effect of V is seen")
+        return "; ".join(said)
 
     # ----------------------------------------------------------------------------------------- intervals
 
     def threshold(self, level: float = LEVEL) -> float:
-        """SSE up to which a held value stays in the interval: SSE (1 + F(1, n - k) / (n - k))."""
-        from scipy.special import fdtri
+        """SSE up to which a held value stays in the profile interval."""
+        return intervals.threshold(self.problem, self.sse, level)
 
-        left = self.n - self.k
-        return self.sse * (1 + fdtri(1, left, level) / left) if left > 0 else np.inf
-
-    def profile(self, name: str, values) -> np.ndarray:
-        """Least SSE when one parameter (or "ratio") is held at each of `values` (m,) -> (m,)."""
-        return self.along(name, values).sse
-
-    def along(self, name: str, values) -> varpro.Solution:
-        """The whole solution at each held value (m,); D may be held anywhere, also below zero."""
-        values = np.asarray(values, float)
-        law, starts = type(self.law), self._warm()
-        grid = np.repeat(values, len(starts))
-        many = varpro.solve(
-            law,
-            self.at,
-            np.broadcast_to(self.points.Y, (len(grid), self.n)),
-            np.tile(starts, (len(values), 1)),
-            fixed={name: grid},
-            D_min=self.D_min,
-            rounds=60,
-        )
-        best = many.sse.reshape(len(values), -1).argmin(1) + np.arange(len(values)) * len(starts)
-        return many[best]
-
-    def _warm(self) -> np.ndarray:
-        """Exponents to start from: the fit's own, and steeper ones with a higher floor, (starts, p)."""
-        theta = self.solution.theta[0]
-        steeper = theta * np.where(np.array(self.law.exponents) == "ln_c", 1, 3)
-        return np.stack([theta, steeper]) if len(theta) else theta[None]
+    def along(self, name: str, values) -> Solution:
+        """The best fits with one parameter (or "ratio") held at each of `values` (m,)."""
+        return intervals.profile(self.problem, self.solution, name, values)
 
     def interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
-        """Profile-likelihood interval of a parameter or "ratio"; infinite where the points set no end."""
+        """Profile-likelihood interval of a parameter or "ratio"; infinite where the points set no end.
+
+        The additive law's ratio has no profile: its interval comes from bootstrap draws.
+        """
+        if (name, level) not in self._intervals:
+            self._intervals[name, level] = self._interval(name, level)
+        return self._intervals[name, level]
+
+    @cached_property
+    def _intervals(self) -> dict[tuple[str, float], tuple[float, float]]:
+        return {}
+
+    def _interval(self, name: str, level: float) -> tuple[float, float]:
+        if name == "c":
+            return tuple(float(np.exp(end)) for end in self.interval("ln_c", level))
         if self.n <= self.k:
             return -np.inf, np.inf
         if not self.law.exponents:
-            return self._linear_interval(name, level)
-        if name == "ratio" and not (
-            "A" in self.law.coefficients and self.law.beta > 0 and self.law.alpha > 0
-        ):
-            return (-np.inf, np.inf)
-        centre = float(self.law.ratio if name == "ratio" else getattr(self.law, name))
-        limit = self.threshold(level)
-        return self._end(name, centre, -1, limit), self._end(name, centre, 1, limit)
-
-    def _end(self, name: str, centre: float, side: int, limit: float) -> float:
-        """Walk from the estimate till the profile crosses `limit`, then close in; a batched ladder a step."""
-        open_end, stop = side * np.inf, None
-        if name == "D":
-            stop = self.D_min if side < 0 else float(self.points.Y.max())
-            open_end = self.D_min if side < 0 else np.inf
-            if side < 0 and centre <= self.D_min:
-                return self.D_min
-        elif name in self.law.exponents:
-            j = self.law.exponents.index(name)
-            stop = varpro._box(type(self.law))[side > 0][j]
-        if name in ("ratio", "A", "B"):  # positive: a ladder in the logarithm
-            out = centre * np.exp(side * np.geomspace(1e-3, np.log(1e4), 24))
-            open_end = 0.0 if side < 0 else np.inf
-        else:
-            room = abs(stop - centre)
-            if room < 1e-9:
-                return open_end
-            out = centre + side * np.geomspace(min(1e-4, room / 2), room, 24)
-        inside = np.concatenate([[centre], out])
-        for rung in range(3):
-            sse = self.profile(name, inside)
-            above = sse > limit
-            above[0] = False
-            if not above.any():
-                return open_end if rung == 0 else float(inside[-1])
-            i = int(above.argmax())
-            inside, sse = inside[i - 1 : i + 1], sse[i - 1 : i + 1]
-            if rung < 2:
-                inside = np.linspace(*inside, 12)
-        return float(np.interp(limit, sse, inside))
-
-    def _linear_interval(self, name: str, level: float) -> tuple[float, float]:
-        """Exact t intervals of a linear law; Fieller's for the ratio."""
-        from scipy.special import fdtri
-
-        X = type(self.law).columns(np.empty((1, 0)), self.at)[0]
-        cov = np.linalg.pinv(X.T @ X) * self.sse / (self.n - self.k)
-        cut = fdtri(1, self.n - self.k, level)
-        if name != "ratio":
-            j = self.law.coefficients.index(name)
-            half = np.sqrt(cut * cov[j, j])
-            return float(getattr(self.law, name) - half), float(getattr(self.law, name) + half)
-        a, b, S = self.law.alpha, self.law.beta, cov[1:, 1:]
-        p, q, r = b * b - cut * S[1, 1], a * b - cut * S[0, 1], a * a - cut * S[0, 0]
-        if p <= 0 or q * q < p * r:
+            return intervals.linear_interval(self.problem, self.law, self.sse, name, level)
+        if name == "ratio" and min(self.law.alpha, self.law.beta) <= 0:
             return -np.inf, np.inf
-        root = np.sqrt(q * q - p * r)
-        return float((q - root) / p), float((q + root) / p)
+        if name == "ratio" and self.law.name == "additive":
+            return intervals.central(self.draws.ratio, level)
+        end = (self.problem, self.solution, name, float(getattr(self.law, name)))
+        low, high = (intervals.profile_end(*end, side, self.threshold(level)) for side in (-1, 1))
+        return low, high
+
+    @property
+    def llms(self) -> int:
+        """LLMs (a size and a seed each) that the points come from."""
+        return len(np.unique(self.points.llm))
+
+    @property
+    def shared(self) -> bool:
+        """Several points come from one LLM, so that their errors are not independent."""
+        return self.llms < self.n
+
+    @cached_property
+    def without_each_llm(self) -> Law:
+        """The law fitted without each LLM, one law whose fields are (llms,)."""
+        return self._made(intervals.left_out(self.problem, self.solution, self.points.llm))
+
+    def clustered_interval(self, name: str, level: float = LEVEL) -> tuple[float, float]:
+        """The interval of a parameter or "ratio" when all V of one LLM share its luck (see `intervals`).
+
+        Never narrower than `interval`, and the same where no points share an LLM; infinite for fewer than
+        three LLMs.
+        """
+        low, high = self.interval(name, level)
+        if not self.shared or not np.isfinite([low, high]).any():
+            return low, high
+        value, others = float(getattr(self.law, name)), getattr(self.without_each_llm, name)
+        below, above = intervals.jackknife(value, others, name in intervals.POSITIVE, level)
+        least = self.problem.D_min if name == "D" else 0.0 if name in intervals.POSITIVE else -np.inf
+        return max(min(low, below), least), max(high, above)
+
+    @cached_property
+    def draws(self) -> Law:
+        """2,000 residual draws."""
+        return self.bootstrap()
 
     def bootstrap(self, draws: int = 2000, by: str = "residual", seed: int = 0) -> Law:
         """The law refitted to resampled points, one law whose fields are (draws,).
 
-        by: "residual" (errors redrawn, widened for the parameters spent), "size" (whole model sizes
-        redrawn) or "seed" (whole training seeds redrawn). Raises InputError when there are too few of them.
+        by: "residual", "size" (whole model sizes redrawn) or "seed" (whole training seeds redrawn). Raises
+        InputError when there is only one of them.
         """
-        rng = np.random.default_rng(seed)
-        Y, weights = np.broadcast_to(self.points.Y, (draws, self.n)), None
-        if by == "residual":
-            wide = np.sqrt(self.n / max(self.n - self.k, 1))
-            e = (self.residual - self.residual.mean()) * wide
-            Y = self.predicted + rng.choice(e, (draws, self.n))
-        else:
-            weights = self._cluster_weights(rng, draws, by)
-        starts = np.repeat(self.solution.theta, draws, 0)
-        s = varpro.solve(type(self.law), self.at, Y, starts, weights, D_min=self.D_min, rounds=40)
-        return type(self.law).make(s.theta, s.coef, tokens=self.law.tokens, n0=self.at.n0, t0=self.at.t0)
-
-    def _cluster_weights(self, rng, draws: int, by: str) -> np.ndarray:
-        """How often every point is drawn when whole groups are, (draws, n); at least two sizes a draw."""
-        label = {"size": self.points.N, "seed": self.points.seed}.get(by)
-        if label is None:
+        if by not in ("residual", "size", "seed"):
             raise InputError(f"bootstrap by {by!r} is unknown; choose residual, size or seed")
-        groups, which = np.unique(label, return_inverse=True)
-        if len(groups) < 2:
+        groups = {"size": self.points.N, "seed": self.points.seed}.get(by)
+        if groups is not None and len(np.unique(groups)) < 2:
             raise InputError(f"bootstrap by {by}: the points hold one {by} only; choose residual")
-        need = 2 if by == "size" else 1
-        counts = np.zeros((0, len(groups)))
-        while len(counts) < draws:
-            new = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=draws)
-            counts = np.concatenate([counts, new[(new > 0).sum(1) >= need]])
-        return counts[:draws][:, which].astype(float)
+        return self._made(intervals.redrawn(self.problem, self.solution, self.predicted, draws, groups, seed))
+
+    def _made(self, s: Solution) -> Law:
+        return self.problem.made(s, self.law.tokens)
 
 
 def fit(points: Points, law: str = "power", tokens: str = "V", D_min: float = 0.0) -> Fit:
-    """Fit one law to points by variable projection.
+    """Fit one law to points by variable projection, from several starts.
 
-    law: a name of `LAWS`; tokens: what T is, "V" or "Q+V"; D_min: bound of the floor D. Points at T = 0 are
-    left out unless the law is "offset". Raises InputError for fewer than 4 points, a single N or a single V.
+    law: a name of `LAWS`; tokens: what T is, "V" or "Q+V"; D_min: bound of the floor D. Points without a
+    token (T = 0) are left out unless the law is "offset", the only one that has a value there. Raises
+    InputError for fewer than 4 points, a single N or a single V.
     """
     if law not in LAWS:
         raise InputError(f"law {law!r} is unknown; choose {', '.join(LAWS)}")
     if tokens not in TOKENS:
         raise InputError(f"tokens {tokens!r} is unknown; choose {' or '.join(TOKENS)}")
     began = time.perf_counter()
-    cls = LAWS[law]
+    cls, T = LAWS[law], points.V + (points.Q if tokens == "Q+V" else 0.0)
     if law != "offset":
-        points = points.keep(points.V + (points.Q if tokens == "Q+V" else 0) > 0)
+        points, T = points.keep(T > 0), T[T > 0]
     _check(points)
-    T = points.V + (points.Q if tokens == "Q+V" else 0.0)
     n, t = np.log(points.N), np.log(np.maximum(T, 1))
-    at = Design(n, T, float(n.mean()), float(t.mean()))
-    starts = np.array([*itertools.product(*(STARTS[name] for name in cls.exponents))])
-    starts = starts.reshape(-1, len(cls.exponents)) if cls.exponents else np.empty((1, 0))
-    found = varpro.solve(cls, at, np.repeat(points.Y[None], len(starts), 0), starts, D_min=D_min, rounds=12)
-    best = found[[int(np.nanargmin(np.where(np.isfinite(found.sse), found.sse, np.inf)))]]
-    best = _polish(cls, at, points.Y, best, D_min)
-    made = cls.make(best.theta[0], best.coef[0], tokens=tokens, n0=at.n0, t0=at.t0)
-    made = replace(made, **{f: float(getattr(made, f)) for f in (*cls.exponents, *cls.coefficients)})
-    return Fit(made, at, points, best, D_min, time.perf_counter() - began)
-
-
-def _polish(cls, at, Y, best: varpro.Solution, D_min: float) -> varpro.Solution:
-    """scipy's least squares on the projected residual, from the best start; kept when it is no worse."""
-    if not cls.exponents or not np.isfinite(best.sse[0]):
-        return best
-    from scipy.optimize import least_squares
-
-    floor = D_min if "D" in cls.coefficients else 0.0
-    low, high = varpro._box(cls)
-
-    def residual(theta):
-        return varpro.inner(cls.columns(theta[None], at), Y[None] - floor, cls.bounded)[1][0]
-
-    start = np.clip(best.theta[0], low + 1e-9, high - 1e-9)
-    out = least_squares(
-        residual, start, bounds=(low, high), x_scale=0.1, xtol=1e-12, ftol=1e-14, gtol=1e-14, max_nfev=60
-    )
-    again = varpro.solve(cls, at, Y[None], out.x[None], D_min=D_min)
-    return again if again.sse[0] <= best.sse[0] else best
+    problem = Problem(cls, Design(n, T, float(n.mean()), float(t.mean())), points.Y, D_min)
+    starts = [*itertools.product(*(STARTS[name] for name in cls.exponents))]  # one, empty, for a linear law
+    first = problem.solve(starts, rounds=12)
+    likely = np.argsort(np.nan_to_num(first.sse, nan=np.inf))[:3]
+    best = problem.solve(first.theta[likely], rounds=300).best_of(len(likely))
+    made = problem.made(best, tokens)
+    made = replace(made, **{x: float(getattr(made, x)[0]) for x in (*cls.exponents, *cls.coefficients)})
+    return Fit(made, points, problem, best, time.perf_counter() - began)
 
 
 def _check(points: Points) -> None:

@@ -1,12 +1,12 @@
 """The inference-optimal split: V* in closed form, and the frontier under any cost of (N, V).
 
-At a fixed cost N (V + Q + G + q') a law in N^-alpha (V + shift)^-beta is least at
+`vtc.scaling.laws` derives V* = beta Q / (alpha - beta) at a fixed N (Q + V). Output tokens G and the
+tokens q' of a question pass cost as much as those of the prompt, and a law may add something to V before it
+takes the power (shift: Q, or the offset law's c). Then
 
-    V* = (beta (Q + G + q') - alpha shift) / (alpha - beta),      alpha > beta,
+    V* = (beta (Q + G + q') - alpha shift) / (alpha - beta),      alpha > beta.
 
-whatever the budget (arXiv 2411.03312, section 3, solved by hand; q' the tokens of a question pass through
-the LLM). With Q = G = q' = 0 or alpha <= beta no inner optimum exists and a boundary wins; `words` says
-which.
+With Q = G = q' = 0 or alpha <= beta no inner optimum exists and a boundary wins; `words` says which.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vtc.scaling.fitting import Fit
+from vtc.scaling.intervals import central, jackknife
 from vtc.scaling.laws import Law
 
 if TYPE_CHECKING:
@@ -61,20 +62,28 @@ def words(law: Law, Q=0.0, G=0.0, q_prime=0.0) -> str:
     return f"{best:.3g} tokens where {text:g} text, output and question-pass tokens share the cost"
 
 
-def v_star_interval(fit: Fit, Q=0.0, G=0.0, q_prime=0.0, draws: Law | None = None) -> tuple[float, float]:
-    """95 % interval of V*: by the profile of alpha / beta where V* depends on nothing else, else by draws."""
+def v_star_interval(
+    fit: Fit, Q=0.0, G=0.0, q_prime=0.0, draws: Law | None = None, clustered: bool = False
+) -> tuple[float, float]:
+    """95 % interval of V*, by that of alpha / beta where V* depends on nothing else, else by draws.
+
+    clustered: of points that share LLMs (`Fit.clustered_interval`); never narrower than the plain one.
+    """
     if fit.unidentified:
         return 0.0, np.inf
     if fit.law.closed and not fit.law.exponents[2:]:  # power and log-linear: V* falls as the ratio grows
-        low, high = fit.interval("ratio")
+        low, high = fit.clustered_interval("ratio") if clustered else fit.interval("ratio")
         if low < 0:  # a slope is not told from none
             return 0.0, np.inf
         text, shift = Q + G + q_prime, fit.law.shift(Q)
         at = lambda r: max((text - r * shift) / (r - 1), 0.0) if r > 1 else np.inf  # noqa: E731
         return (0.0 if np.isinf(high) else at(high)), at(low)
-    draws = fit.bootstrap() if draws is None else draws
-    many = np.sort(v_star(draws, Q, G, q_prime))
-    return float(many[int(0.025 * len(many))]), float(many[int(0.975 * len(many)) - 1])
+    low, high = central(v_star(fit.draws if draws is None else draws, Q, G, q_prime))
+    if not clustered or not fit.shared:
+        return low, high
+    value, others = (v_star(law, Q, G, q_prime) for law in (fit.law, fit.without_each_llm))
+    below, above = jackknife(float(value), others, log=True)
+    return max(min(low, below), 0.0), max(high, above)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,31 @@
-"""Laws of the error Y in LLM parameters N (billions) and tokens T: objects whose docstring is the equation.
+"""Laws of the error Y in LLM parameters N (billions) and tokens T, and why they have a best V.
 
-A law is linear in its coefficients once its exponents are given: Y = sum_k coef_k * column_k(exponents).
-`columns` and `slopes` say how; `vtc.scaling.fitting` needs nothing else. Fields may be arrays (bootstrap
-draws): `error` then broadcasts. T is V or Q + V (`tokens`); the paper's text says T = Q + V, its official
-code fits T = V. Source: arXiv 2411.03312, section 3; the other forms are ours, for comparison.
+The paper's law is a product: each axis scales the error of the other,
+
+    Y(N, T) = A / N^alpha * 1 / T^beta + D.
+
+At a fixed inference cost C = N (Q + V) one may pay for a larger LLM with fewer visual tokens. The best V,
+with T = V, follows in four lines:
+
+    minimise    -alpha ln N - beta ln V                  (D and A do not matter)
+    with        ln N = ln C - ln(Q + V)                  (the cost is fixed)
+    derivative  alpha / (Q + V) - beta / V = 0
+    so          V* = beta Q / (alpha - beta) = Q / (alpha/beta - 1)     if alpha > beta, else as many as fit.
+
+C has dropped out: V* is the same for every budget. Only the ratio alpha / beta decides it.
+
+The other forms are ours, for comparison. In the additive one, see *and* know, a question is answered if the
+facts are seen and known, so that the two errors add up (while both are small): A / N^alpha + B / T^beta + D.
+
+A law is an object whose docstring is its equation. It is linear in its coefficients once its exponents are
+given, Y = sum_k coef_k * column_k(exponents), and `columns` and `slopes` are all that the fit needs. Fields
+may be arrays (bootstrap draws): `error` then broadcasts. T is V or Q + V (`tokens`): the paper's text says
+Q + V, its official code fits V. Source: arXiv 2411.03312, section 3.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +35,7 @@ TOKENS = ("V", "Q+V")
 
 @dataclass(frozen=True)
 class Design:
-    """Where a law is evaluated: n = ln N (billions), T tokens, and the centre where exponents are quoted."""
+    """Where a law is evaluated: ln N (billions), T tokens, and the centre where exponents are quoted."""
 
     n: np.ndarray  # (n,) ln N
     T: np.ndarray  # (n,) tokens the law sees, V or Q + V
@@ -36,9 +52,9 @@ class Design:
 class Law:
     """What every law can say; `tokens` is "V" or "Q+V"."""
 
-    tokens: str = dataclasses.field(default="V", kw_only=True)
-    n0: float = dataclasses.field(default=0.0, kw_only=True)  # centre, ln N
-    t0: float = dataclasses.field(default=0.0, kw_only=True)  # centre, ln T
+    tokens: str = field(default="V", kw_only=True)
+    n0: float = field(default=0.0, kw_only=True)  # centre, ln N
+    t0: float = field(default=0.0, kw_only=True)  # centre, ln T
 
     name: ClassVar[str]
     exponents: ClassVar[tuple[str, ...]]  # nonlinear parameters
@@ -55,30 +71,34 @@ class Law:
         return cls(**values, **kw)
 
     @classmethod
+    def powers(cls, at: Design) -> list[tuple]:
+        """What each exponent (row) multiplies in each column: column_k = exp(-sum_j theta_j powers_jk)."""
+        raise NotImplementedError
+
+    @classmethod
+    def _powers(cls, at: Design) -> np.ndarray:
+        return np.stack([np.stack(np.broadcast_arrays(*row), -1) for row in cls.powers(at)])  # (p, n, k)
+
+    @classmethod
     def columns(cls, theta: np.ndarray, at: Design) -> np.ndarray:
         """Exponents (m, p) -> columns (m, n, k)."""
-        raise NotImplementedError
+        return np.exp(-np.tensordot(theta, cls._powers(at), 1))
 
     @classmethod
     def slopes(cls, theta: np.ndarray, at: Design) -> np.ndarray:
         """Exponents (m, p) -> derivative of the columns by each exponent (m, p, n, k)."""
-        raise NotImplementedError
+        return -cls._powers(at) * cls.columns(theta, at)[:, None]
 
     def error(self, N, V, Q=0.0) -> np.ndarray:
         """Predicted error 1 - score at N (billions), V visual, Q text tokens; draws come first: (m, ...)."""
         T = np.asarray(V, float) + (np.asarray(Q, float) if self.tokens == "Q+V" else 0.0)
         n, T = np.broadcast_arrays(np.log(np.asarray(N, float)), T)
-        theta, coef = self.vectors()  # (m, p), (m, k)
+        pick = lambda names: np.stack([np.atleast_1d(getattr(self, x)) for x in names], -1)  # noqa: E731
+        coef = pick(self.coefficients)  # (m, k)
+        theta = pick(self.exponents) if self.exponents else np.empty((len(coef), 0))  # (m, p)
         at = Design(n.reshape(-1), T.reshape(-1), self.n0, self.t0)
         out = np.einsum("mnk,mk->mn", self.columns(theta, at), coef).reshape(-1, *n.shape)
         return out if np.ndim(self.alpha) else out[0]
-
-    def vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Exponents (m, p) and coefficients (m, k); m = 1 unless the fields are draws."""
-        pick = lambda names: np.stack([np.atleast_1d(getattr(self, x)) for x in names], -1)  # noqa: E731
-        m = np.atleast_1d(self.alpha).shape[0]
-        theta = pick(self.exponents) if self.exponents else np.empty((m, 0))
-        return theta, pick(self.coefficients)
 
     @property
     def ratio(self):
@@ -89,11 +109,6 @@ class Law:
     def shift(self, Q=0.0):
         """T - V: what the law adds to V before taking the power."""
         return np.asarray(Q, float) if self.tokens == "Q+V" else 0.0
-
-
-def _power(theta, at: Design) -> np.ndarray:
-    """N^-alpha T^-beta, (m, n)."""
-    return np.exp(-theta[:, :1] * at.n - theta[:, 1:2] * at.t)
 
 
 @dataclass(frozen=True)
@@ -107,15 +122,8 @@ class Power(Law):
     name, exponents, coefficients, bounded = "power", ("alpha", "beta"), ("A", "D"), (True, True)
 
     @classmethod
-    def columns(cls, theta, at):
-        f = _power(theta, at)
-        return np.stack([f, np.ones_like(f)], -1)
-
-    @classmethod
-    def slopes(cls, theta, at):
-        f = _power(theta, at)
-        by = np.stack([-at.n * f, -at.t * f], 1)  # (m, 2, n)
-        return np.stack([by, np.zeros_like(by)], -1)
+    def powers(cls, at):
+        return [(at.n, 0), (at.t, 0)]
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,10 @@ class LogLinear(Law):
 
 @dataclass(frozen=True)
 class Additive(Law):
-    """Y(N, T) = A / N^alpha + B / T^beta + D, with A, B, D >= 0; `ratio` is the slopes' at the centre."""
+    """Y(N, T) = A / N^alpha + B / T^beta + D, with A, B, D >= 0: to know and to see.
+
+    `ratio` is that of the slopes at the centre.
+    """
 
     A: float
     alpha: float
@@ -150,15 +161,8 @@ class Additive(Law):
     bounded, closed = (True, True, True), False
 
     @classmethod
-    def columns(cls, theta, at):
-        f, h = np.exp(-theta[:, :1] * at.n), np.exp(-theta[:, 1:2] * at.t)
-        return np.stack([f, h, np.ones_like(f)], -1)
-
-    @classmethod
-    def slopes(cls, theta, at):
-        f, h = np.exp(-theta[:, :1] * at.n), np.exp(-theta[:, 1:2] * at.t)
-        o = np.zeros_like(f)
-        return np.stack([np.stack([-at.n * f, o, o], -1), np.stack([o, -at.t * h, o], -1)], 1)
+    def powers(cls, at):
+        return [(at.n, 0, 0), (0, at.t, 0)]
 
     @property
     def ratio(self):
@@ -184,19 +188,8 @@ class Interaction(Law):
     bounded, closed = (True, True), False
 
     @classmethod
-    def _cross(cls, at):
-        return (at.n - at.n0) * (at.t - at.t0)
-
-    @classmethod
-    def columns(cls, theta, at):
-        f = _power(theta, at) * np.exp(-theta[:, 2:] * cls._cross(at))
-        return np.stack([f, np.ones_like(f)], -1)
-
-    @classmethod
-    def slopes(cls, theta, at):
-        f = cls.columns(theta, at)[..., 0]
-        by = np.stack([-at.n * f, -at.t * f, -cls._cross(at) * f], 1)
-        return np.stack([by, np.zeros_like(by)], -1)
+    def powers(cls, at):
+        return [(at.n, 0), (at.t, 0), ((at.n - at.n0) * (at.t - at.t0), 0)]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The published fitting procedure re-enacted: a random fifth of a coarse grid, the best one wins.
 
-Two ways: `published_search` walks it configuration by configuration in plain Python loops, as published (its
-progress bar left out, which flatters it); `best_of_fifth` gives the same kind of answer from a whole-grid
-evaluation in numpy, so that many seeds can be tried. Source: the official repository's search script,
-(locuslab/llava-token-compression); grid A in [.2, .7] x 50, alpha in [0, .2] x 100, beta in [0, .05] x 100, D
-in [0, .3] x 10.
+`published_search` walks it configuration by configuration in plain Python loops, as published (its progress
+bar left out, which flatters it); `best_of_fifth` gives the same answer from a whole-grid evaluation in
+numpy, so that many seeds can be tried. Source: the official repository's search script
+(locuslab/llava-token-compression); grid A in [.2, .7] x 50, alpha in [0, .2] x 100, beta in [0, .05] x 100,
+D in [0, .3] x 10.
 """
 
 from __future__ import annotations
@@ -40,23 +40,16 @@ def _whole_grid(task: str) -> np.ndarray:
 
 
 def best_of_fifth(task: str = "reasoning", seed: int | None = 0, fraction: float = FRACTION) -> dict:
-    """The winner of a random fraction of the grid (seed None: of all of it): A, alpha, beta, D, sse."""
-    sse = _whole_grid(task).reshape(-1)
+    """The winner of a random fraction of the grid (seed None: of all of it): seed, A, alpha, beta, D, sse."""
+    sse, p = _whole_grid(task).reshape(-1), published(task)
     tried = np.arange(SIZE)
     if seed is not None:
         tried = np.random.default_rng(seed).choice(SIZE, int(fraction * SIZE), replace=False)
-    best = tried[np.argmin(sse[tried])]
-    where = np.unravel_index(best, [len(a) for a in _axes()])
-    found = {name: float(axis[i]) for name, axis, i in zip(AXES, _axes(), where)}
-    return (
-        {"seed": "whole grid" if seed is None else seed}
-        | found
-        | {"sse": _sse(published(task), *found.values())}
-    )
-
-
-def _sse(p: Points, A, alpha, beta, D) -> float:
-    return float(((A * p.N**-alpha * p.V**-beta + D - p.Y) ** 2).sum())
+    where = np.unravel_index(tried[np.argmin(sse[tried])], [len(axis) for axis in _axes()])
+    A, alpha, beta, D = (float(axis[i]) for axis, i in zip(_axes(), where))
+    exact = float(((A * p.N**-alpha * p.V**-beta + D - p.Y) ** 2).sum())
+    found = {"A": A, "alpha": alpha, "beta": beta, "D": D, "sse": exact}
+    return {"seed": "whole grid" if seed is None else seed} | found
 
 
 def published_search(p: Points, configurations: int, seed: int = 0) -> tuple[dict, float]:
@@ -67,19 +60,15 @@ def published_search(p: Points, configurations: int, seed: int = 0) -> tuple[dic
     sizes, tokens = sorted(set(p.N.tolist())), sorted(set(p.V.tolist()))
     score = {str(n): [1 - float(p.Y[(p.N == n) & (p.V == v)][0]) for v in tokens] for n in sizes}
 
-    def guess(row, n, v):
-        A, alpha, beta, D = row
-        return A / n**alpha / v**beta + D
-
     best, winner = float("inf"), None
     began = time.process_time()
-    for row in grid:
+    for A, alpha, beta, D in grid:
         loss = 0.0
         for n in sizes:
             for v in tokens:  # scores are looked up inside the innermost loop, as published
-                loss += (guess(row, n, v) - (1 - score[str(n)][tokens.index(v)])) ** 2
+                loss += (A / n**alpha / v**beta + D - (1 - score[str(n)][tokens.index(v)])) ** 2
         if loss < best:
-            best, winner = loss, row
+            best, winner = loss, (A, alpha, beta, D)
     return dict(zip(AXES, map(float, winner))) | {"sse": float(best)}, time.process_time() - began
 
 

@@ -1,9 +1,8 @@
 """Which N and V to deploy: the law's error and the counted cost of every choice, under constraints.
 
-`vtc plan` ranks every (LLM, V) that fits the latency and the memory by predicted error and says, from the
-law's bootstrap draws, how probable it is that each is the best. Latency is the roofline's (`vtc.cost`), a
-floor unless the hardware carries measured shares. The planner page is made of the same functions
-(`vtc.figures.page`).
+`vtc plan` ranks every (LLM, V) that fits the latency and the memory by predicted error and says in which
+share of the law's bootstrap draws each is the best. Latency is the roofline's (`vtc.cost`), a floor unless
+the hardware carries measured shares. The planner page is made of the same functions (`vtc.figures.page`).
 """
 
 from __future__ import annotations
@@ -59,8 +58,10 @@ class Request:
 
     @property
     def q_prime(self) -> float:
-        """Question tokens that a compressor sends through the LLM once more."""
-        if self.compressor != "quecc" or self.question_pass != "paid":
+        """Question tokens that the compressor sends through the LLM once more; 0 where none is paid for."""
+        pipe = cost.Pipeline(cost.QWEN15[0], compressor=self.compressor, question=self.question_pass)
+        part = cost.compressor(self.compressor, pipe.tower, max(self.tokens), pipe.llm.d)
+        if pipe.question_pass(part) != "paid":
             return 0.0
         return float(self.Q if self.question is None else min(self.question, self.Q))
 
@@ -81,6 +82,7 @@ class Choice:
     limit: str  # the constraint used most, and how much of it
     fits: bool
     p_best: float  # share of the law's draws in which it has the least error of those that fit
+    within: str  # what the law's error is here: interpolation | extrapolation (N or V beyond the points)
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,18 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
     `draws`: the law refitted to resampled points (default: 2,000 residual draws of `law`).
     """
     draws = law.bootstrap() if draws is None else draws
-    N, V = (grid.ravel() for grid in np.meshgrid(request.models, request.tokens, indexing="ij"))
+    N, V = (grid.ravel() for grid in np.meshgrid(request.models, request.tokens, indexing="ij"))  # (c,)
     got = measures(request, device, N, V)
     room = {"ttft": request.ttft_ms, "total": request.total_ms}
     room["memory"] = device.memory / 1e9 if request.memory_gb is None else request.memory_gb
     used = np.stack([got[x] / y for x, y in zip(("ttft_ms", "total_ms", "memory_gb"), room.values())])
     fits = (used <= 1).all(0)
-    error, many = law.law.error(N, V, request.Q), predictions(law, draws, N, V, request.Q)  # (c,), (m, c)
-    low, high = np.quantile(many, [0.025, 0.975], axis=0)
-    wins = np.where(fits, many, np.inf).argmin(1)
+    error, many = law.law.error(N, V, request.Q), draws.error(N, V, request.Q)  # (c,), (m, c)
+    low, high = np.quantile(predictions(law, draws, N, V, request.Q), [0.025, 0.975], axis=0)
+    wins = np.where(fits, many, np.inf).argmin(1)  # (m,) the best choice of every draw
     share = np.bincount(wins, minlength=len(N)) / len(many) * fits.any()
+    inside = [(x >= seen.min()) & (x <= seen.max()) for x, seen in ((N, law.points.N), (V, law.points.V))]
+    within = np.where(inside[0] & inside[1], "interpolation", "extrapolation")
     tightest = [f"{list(room)[j]} {used[j, i]:.0%}" for i, j in enumerate(used.argmax(0))]
     choices = [
         Choice(
@@ -158,6 +162,7 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
             limit=tightest[i],
             fits=bool(fits[i]),
             p_best=float(share[i]),
+            within=str(within[i]),
         )
         for i in range(len(N))
     ]
@@ -170,42 +175,44 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
 
 def card(made: Plan, top: int = 8) -> list[str]:
     """The plan in lines: law, recommendation with intervals, ranked table."""
-    r, f = made.request, made.fit
+    r, f, best, device = made.request, made.fit, made.best, made.hardware
     text = (r.Q, r.G, r.q_prime)
     lines = [
         f"{f.points.family}: {f.law.name} law, {f.n} points ({f.status})",
-        f"{made.hardware.name}, {r.dtype}, batch {r.batch}, Q = {r.Q}, G = {r.G}, {r.compressor}",
+        f"{device.name}, {r.dtype}, batch {r.batch}, Q = {r.Q}, G = {r.G}, {r.compressor}",
         f"if operations alone counted: {words(f.law, *text)}{_ends(v_star_interval(f, *text))}",
     ]
-    if made.best is None:
+    if f.fault:
+        lines.insert(1, f"don't rely on this plan: the law's fit is at fault ({f.fault})")
+    if best is None:
         near = min(made.choices, key=lambda c: c.ttft_ms)
         return lines + [
             "nothing fits: relax a constraint, or offer smaller LLMs or fewer tokens",
             f"fastest: {near.N:g}B, V = {near.V}, {near.ttft_ms:.1f} ms, {near.memory_gb:.1f} GB",
         ]
-    best, largest = made.best, max(f.points.N)
-    lines.append(
+    lines += [
         f"recommended: N = {best.N:g}B{_ends(made.N_interval)}, V = {best.V}{_ends(made.V_interval)}, error "
-        f"{best.error:.3f}{_ends((best.error_lo, best.error_hi), 3)}, best in {best.p_best:.0%} of the draws"
-    )
-    lines.append(
-        "     N     V  error     95 %         ttft ms  total ms  mem GB  binds      tightest     P(best)"
-    )
-    for c in [c for c in made.choices if c.fits][:top]:
-        mark = "*" if c.N > largest else " "
+        f"{best.error:.3f}{_ends((best.error_lo, best.error_hi), 3)} ({best.within}), best in "
+        f"{best.p_best:.0%} of the draws",
+        "     N     V  error     95 %         ttft ms  total ms  mem GB  binds      tightest     P(best)",
+    ]
+    shown = [c for c in made.choices if c.fits][:top]
+    for c in shown:
+        mark = "*" if c.within == "extrapolation" else " "
         lines.append(
             f"{c.N:>6g}{mark}{c.V:>5}  {c.error:.3f}  {c.error_lo:.3f}-{c.error_hi:.3f}  {c.ttft_ms:>9.2f} "
             f"{c.total_ms:>9.1f}  {c.memory_gb:>6.1f}  {c.binds:<9}  {c.limit:<12} {c.p_best:>6.1%}"
         )
+    meaning = "counted, with the shares of peak and bandwidth reached in rows"
+    if device.compute_share == device.bandwidth_share == 1:
+        meaning = "a roofline floor"
     count = sum(c.fits for c in made.choices)
-    device = made.hardware
-    floor = device.compute_share == device.bandwidth_share == 1
-    meaning = (
-        "a roofline floor" if floor else "counted, with the shares of peak and bandwidth reached in rows"
-    )
     lines.append(f"{count} of {len(made.choices)} choices fit; latency is {meaning}")
-    if any(c.N > largest for c in made.choices[:top]):
-        lines.append(f"* larger than any LLM the law has seen ({largest:g}B): an extrapolation")
+    if any(c.within == "extrapolation" for c in shown):
+        seen = ", ".join(
+            f"{name} {x.min():g} to {x.max():g}" for name, x in (("N", f.points.N), ("V", f.points.V))
+        )
+        lines.append(f"* an extrapolation: the law has seen {seen}")
     return lines
 
 
@@ -220,17 +227,17 @@ def _ends(ends, digits: int | None = None) -> str:
 
 def as_dict(made: Plan) -> dict:
     """The plan as JSON: recommended N and V with intervals, then all choices; null means unbounded."""
-    f, text = made.fit, (made.request.Q, made.request.G, made.request.q_prime)
-    best, out = (
-        made.best,
-        {"fits": made.best is not None, "hardware": made.hardware.name, "family": f.points.family},
-    )
-    for name in ("N", "V"):
-        ends = getattr(made, f"{name}_interval") or (math.nan, math.nan)
-        out |= {name: getattr(best, name, None), f"{name}_lo": finite(ends[0]), f"{name}_hi": finite(ends[1])}
-    low, high = v_star_interval(f, *text)
-    star = {"V_opt": v_star(f.law, *text), "V_opt_lo": low, "V_opt_hi": high}
+    f, best, text = made.fit, made.best, (made.request.Q, made.request.G, made.request.q_prime)
+    out = {"fits": best is not None, "hardware": made.hardware.name, "family": f.points.family}
+    found = [
+        ("N", getattr(best, "N", None), made.N_interval),
+        ("V", getattr(best, "V", None), made.V_interval),
+    ]
+    found.append(("V_opt", v_star(f.law, *text), v_star_interval(f, *text)))
+    for name, value, ends in found:
+        low, high = ends or (math.nan, math.nan)
+        out |= {name: finite(value), f"{name}_lo": finite(low), f"{name}_hi": finite(high)}
+    out |= {"V_opt_words": words(f.law, *text), "status": f.status, "fault": f.fault}
+    out["within"] = best.within if best else None
     asked = {k: list(v) if isinstance(v, tuple) else finite(v) for k, v in vars(made.request).items()}
-    choices = [vars(c) for c in made.choices]
-    out |= {k: finite(v) for k, v in star.items()} | {"V_opt_words": words(f.law, *text), "status": f.status}
-    return out | {"request": asked, "choices": choices}
+    return out | {"request": asked, "choices": [vars(c) for c in made.choices]}

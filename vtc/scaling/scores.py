@@ -35,6 +35,19 @@ class Points:
         return Points(*(getattr(self, f)[mask] for f in ("N", "V", "Y", "Q", "seed", "odd")), self.family)
 
     @property
+    def llm(self) -> np.ndarray:
+        """Which LLM each point comes from, (n,): all V of one size and seed share it."""
+        return np.unique(np.stack([self.N, self.seed]), axis=1, return_inverse=True)[1].reshape(-1)
+
+    @property
+    def cells(self) -> Points:
+        """One point a cell (N, V): the mean over its seeds."""
+        (N, V), which = np.unique(np.stack([self.N, self.V]), axis=1, return_inverse=True)
+        count = np.bincount(which.reshape(-1))
+        Y, Q = (np.bincount(which.reshape(-1), x) / count for x in (self.Y, self.Q))
+        return points(N, V, Y, Q, family=self.family)
+
+    @property
     def trusted(self) -> Points:
         """Without the points that carry a remark."""
         return self.keep(self.odd == "")
