@@ -9,6 +9,8 @@
     checks     one row a fit, forms compared, sizes left out, separability
     plan       law + counted cost -> which N and V to deploy
     marginals  the grid predicted from two cheap curves
+    seconds    what few tokens buy in seconds and memory, beside measured errors
+    elsewhere  the paper's other numbers: beta by benchmark, milliseconds
     official   the published procedure re-enacted
 
 Needs numpy, and scipy's special functions for intervals; never torch.
