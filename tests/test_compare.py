@@ -98,10 +98,10 @@ def test_beside_a_large_llm_the_question_pass_doubles_the_bill():
 def test_a_misled_compressor_is_compared_with_itself():
     """Right everywhere when asked, wrong everywhere when misled: the whole score is lost."""
     right, wrong = (sweep.packed([score] * len(TASKS)) for score in (1.0, 0.0))
-    rows = pd.DataFrame([{"compressor": "quecc", "V": 1, "seed": 0, "scores": right, "misled": wrong}])
+    rows = pd.DataFrame([{"compressor": "quecc", "V": 1, "seed": 0, "scores": right, "shuffled": wrong}])
     table = compare.differences(compare.with_misled(rows, "quecc"), TASKS, "quecc")
     assert set(table["compressor"]) == {"quecc, misled"} and (table["difference"] == -1).all()
-    before = rows.drop(columns="misled")  # rows from before the control was there
+    before = rows.drop(columns="shuffled")  # rows from before the control was there
     assert compare.with_misled(before, "quecc").equals(before)
 
 

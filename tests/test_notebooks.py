@@ -11,8 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vtc import __main__, profiles
-from vtc.experiments import reproduce, rows, store
+from vtc import __main__, files, profiles
+from vtc.experiments import record, reproduce, store
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -127,18 +127,24 @@ def start(folder):
     )
 
 
+def rows_of(run):
+    """V of the rows that a run holds."""
+    found = (json.loads(path.read_text()) for path in (run / "rows" / "01_x").glob("*.json"))
+    return sorted(row["V"] for case in found for row in case["rows"])
+
+
 def test_killed_at_three_moments_it_goes_on_to_the_same_rows(story, tmp_path):
     run = tmp_path / "runs" / "toy"
     for goal in (1, 3, 6):
         process = start(story)
         end = time.monotonic() + 300
-        while len(rows.read(run / "01_x.csv")) < goal and time.monotonic() < end:
+        while len(rows_of(run)) < goal and time.monotonic() < end:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     said, fault = start(story).communicate()
     assert not fault and "the mean is one  1.167  -         1      -           0.1667   held" in said
-    assert [row["V"] for row in rows.read(run / "01_x.csv")] == list("01234567")
+    assert rows_of(run) == list(range(8))
     assert len((run / "measured").read_text()) <= 8 + 3  # each kill loses the case in flight
     assert {path.name for path in (run / "notebooks").iterdir()} == {"01_sweep.ipynb", "02_claim.ipynb"}
 
@@ -166,13 +172,12 @@ def test_a_dead_kernel_is_said(story, capfd):
 
 def test_fresh_forgets_what_was_measured(story, tmp_path, capsys):
     run = tmp_path / "runs" / "toy"
-    rows.write(
-        run / "01_x.csv", [{"V": "0", "error": "9", "key": "V", "rows": "1"}], ["V", "error", "key", "rows"]
-    )
+    p = profiles.get("smoke", recompute=True, run="toy")
+    store.table("01_x", p, [{"V": 9}], lambda case: {"error": 9})
     notebook(story / "01_sweep.ipynb", "1")
     notebook(story / "02_claim.ipynb", "1")
     assert __main__.main(["reproduce", "--profile", "smoke", "--name", "toy", "--fresh"]) == 0
-    assert not (run / "01_x.csv").exists()
+    assert not rows_of(run)
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "."])
@@ -182,7 +187,7 @@ def test_a_name_stays_in_its_folder(name, capsys):
 
 
 def test_two_at_once_are_refused(story, tmp_path, capsys):
-    with rows.hold(tmp_path / "runs" / "toy" / "reproduce"):
+    with files.file_lock(tmp_path / "runs" / "toy" / "reproduce"):
         assert __main__.main(["reproduce", "--profile", "smoke", "--name", "toy"]) == 2
     assert "another `vtc reproduce`" in capsys.readouterr().err
 
@@ -193,7 +198,9 @@ def test_the_table_sets_ours_beside_recorded_and_paper(tmp_path, monkeypatch):
     recorded = profiles.get("smoke")
     store.claim(recorded, "ratio", "N counts more than V", 4.7, 4.5, verdict="held")
     recorded.results.mkdir(parents=True)
-    (recorded.runs / "claims.csv").rename(recorded.results / "claims.csv")
+    record.write_csv(
+        recorded.results / "claims.csv", {"claims": [*store.measured("claims", recorded).values()]}
+    )
     now = profiles.get("smoke", recompute=True, run="again")
     store.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="open")
     store.claim(now, "words", "one token wins", "yes", "no", verdict="open")

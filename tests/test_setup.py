@@ -121,7 +121,7 @@ def test_git_ignores_what_commands_write(path):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
-@pytest.mark.parametrize("path", ["results/laptop/02_errors.csv", "figures/laptop/04_frontier.svg"])
+@pytest.mark.parametrize("path", ["results/first-world/02_errors.csv", "figures/laptop/04_frontier.svg"])
 def test_git_keeps_what_is_recorded(path):
     assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 1
 
@@ -186,7 +186,7 @@ def test_the_readme_sets_duels_side_by_side(tmp_path):
 
 
 def test_readme_says_what_the_recorded_rows_say():
-    """The findings in README.md are those of results/laptop, and every file it links to is there."""
+    """The findings in README.md are those of the recorded rows, and every file it links to is there."""
     from vtc.experiments import report
 
     text = report.README.read_text(encoding="utf-8")

@@ -106,8 +106,8 @@ def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
     rows = {}
     for name in ("quecc_light", "quecc_unasked"):
         rows[name] = sweep.measure(smoke, {"size": "xs", "V": 1, "compressor": name, "seed": 0})
-    assert len(rows["quecc_light"]["misled"]) == len(rows["quecc_light"]["scores"])
-    assert rows["quecc_unasked"]["misled"] == ""
+    assert len(rows["quecc_light"]["shuffled"]) == len(rows["quecc_light"]["scores"])
+    assert rows["quecc_unasked"]["shuffled"] == ""
 
 
 def test_training_lowers_the_loss(smoke):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,16 +10,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from filelock import FileLock, Timeout
 
 from vtc import InputError
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 STALE_S = 3600  # age at which what a killed program left unfinished is removed by the next writer
 
@@ -113,27 +106,3 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
         yield held
     finally:
         lock.release()
-
-
-def hold(path: Path, key: frozenset | None = None, wait: bool = True) -> IO | None:
-    """Holds a file (or only the key in it) among programs until the returned handle is closed.
-
-    None if another holds it and `wait` is not set. The kernel lets go when a process ends, so a killed one
-    leaves nothing to clean up.
-    """
-    folder = path.parent / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = (folder / (path.name if key is None else f"{path.name}.{_fingerprint(key)}")).open("a")
-    if fcntl is None:
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    return handle
-
-
-def _fingerprint(key: frozenset) -> str:
-    """The same word for the same key in every process (Python's own hash of strings is salted)."""
-    return hashlib.sha256(repr(sorted(map(repr, key))).encode()).hexdigest()[:16]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from vtc import InputError
@@ -75,6 +77,8 @@ class Profile:
     draws: int  # bootstrap draws of an interval
     note: str  # what it needs and how long it takes
     recompute: bool = False  # True: recorded rows are not looked at
+    data_version: str = "gridqa-1"  # of the questions and images: another word where `vtc.data` makes others
+    recorded: str = ""  # folder under results/ that is shown until this recipe's rows are recorded
     run: str = field(default="")  # folder under runs/ (VTC_RUN names it too); else the profile's name
 
     @property
@@ -94,7 +98,17 @@ class Profile:
 
     @property
     def results(self) -> Path:
-        """Recorded rows, committed; read only."""
+        """Recorded rows that are shown, committed; read only."""
+        return ROOT / "results" / (self.recorded or self.name)
+
+    @property
+    def recorded_elsewhere(self) -> bool:
+        """Whether what is shown are rows that an earlier recipe made."""
+        return bool(self.recorded) and not self.recompute
+
+    @property
+    def recorded_rows(self) -> Path:
+        """Where `vtc record` alone writes rows."""
         return ROOT / "results" / self.name
 
     @property
@@ -114,8 +128,14 @@ class Profile:
 
     @property
     def cache(self) -> Path:
-        """Weights and features that a seed can remake."""
-        return self.runs / "cache"
+        """Weights, features and checkpoints, which a seed can remake; another recipe has another folder."""
+        return self.runs / "cache" / self.fingerprint
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of all the numbers that decide a result; it names what they made, rows and caches."""
+        numbers = {name: value for name, value in asdict(self).items() if name not in UNDECIDING}
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:10]
 
     def size(self, name: str) -> LLMShape:
         """The LLM of that name; InputError names those there are."""
@@ -135,6 +155,13 @@ class Profile:
             f"  {self.images_train:,} training images, {self.images_test:,} test images, seeds {self.seeds}",
         ]
         return "\n".join(lines)
+
+
+# fields of a profile that change which cases are measured, where or how, but the result of none
+UNDECIDING = (
+    *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note"),
+    *("recompute", "recorded", "run"),
+)
 
 
 def _tiny(name: str, d: int, layers: int) -> LLMShape:
@@ -190,12 +217,14 @@ LAPTOP = Profile(
     zoo_size="m",
     workers=2,
     draws=2000,
+    recorded="first-world",
     note="two cores, under 8 GB; an hour from nothing, minutes in replay",
 )
 
 GPU = replace(
     LAPTOP,
     name="gpu",
+    recorded="",
     V=(0, 1, 4, 16, 36, 64, 144, 576),
     sizes=LAPTOP.sizes + (_tiny("xl", 256, 6),),
     seeds=(0, 1, 2),

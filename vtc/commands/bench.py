@@ -60,13 +60,12 @@ def main(args: argparse.Namespace) -> int:
     on = {c["on"] for some in wanted.values() for c in some}
     if not args.llm and "cuda" in on and not has_cuda():
         raise InputError(f"profile {p.name} clocks a GPU and none was found: use --profile laptop, or --llm")
-    clock = of_one_run(
-        pd.concat([store.table(stem, p, some, measure) for stem, some in wanted.items()], ignore_index=True)
-    )
+    tables = [store.table(stem, p, some, measure, recipe_free=True) for stem, some in wanted.items()]
+    clock = of_one_run(pd.concat(tables, ignore_index=True))
     columns = "llm dtype batch Q G tokens stage median_ms low_ms high_ms floor_ms share binds status"
     shown = clock.reindex(columns=columns.split())
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))
     if args.csv:
         clock.to_csv(args.csv, index=False)
-    print("raw samples: " + ", ".join(f"{p.runs / stem}.csv" for stem in wanted))
+    print("raw samples: " + ", ".join(str(store.folder(stem, p)) for stem in wanted))
     return 0

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from pathlib import Path
 
 from vtc import InputError, profiles
-from vtc.experiments.store import merge
+from vtc.experiments import record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc record`: takes what was measured here into the folders that are committed."""
     parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
     parser.add_argument("--name", default="", help="folder under runs/ to take from (default: the profile's)")
+    parser.add_argument("--csv", metavar="OUT.csv", help="put all the run's rows into this one file instead")
+    parser.add_argument("--from", dest="source", metavar="FILE.csv", help="take rows from such a file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Merges rows into results/<profile>/ and copies figures to figures/<profile>/."""
     profile = profiles.get(args.profile, run=args.name)
-    sources = sorted(profile.runs.glob("*.csv"))
-    pictures = sorted(path for path in profile.figures.glob("*") if path.is_file())
-    if not sources and not pictures:
+    tables = record.of_file(profile, Path(args.source)) if args.source else record.of_run(profile)
+    pictures = sorted(path for path in profile.figures.glob("[!.]*") if path.is_file() and not args.source)
+    if not tables and not pictures:
         raise InputError(f"{profile.runs} holds no rows: run a notebook or `vtc reproduce` first")
-    for path in sources:
-        print(f"{path.name}: {merge(path, profile.results / path.name)}")
+    if args.csv:
+        record.write_csv(Path(args.csv), tables)
+        print(f"{args.csv}: {sum(map(len, tables.values()))} cases of {', '.join(tables)}")
+        return 0
+    for stem, cases in tables.items():
+        print(f"{stem}.csv: {record.merge(profile, stem, cases)}")
     for path in pictures:
         profile.recorded_figures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, profile.recorded_figures / path.name)

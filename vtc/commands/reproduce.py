@@ -32,10 +32,11 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"no notebooks in {reproduce.NOTEBOOKS}: run this in a checkout of the repository")
     if args.fresh:
         shutil.rmtree(profile.runs, ignore_errors=True)
-    handle = files.hold(profile.runs / "reproduce", wait=False)
-    if handle is None:
-        raise InputError(f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name")
-    with handle:
+    with files.file_lock(profile.runs / "reproduce", wait=False) as held:
+        if not held:
+            raise InputError(
+                f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name"
+            )
         print(
             profile,
             f"everything is measured into {reproduce._short(profile.runs)}/",

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from vtc import InputError, compressors, profiles
-from vtc.experiments.sweep import SETS, STEM, ZOO, cells, members, parts, table, zoo
+from vtc.experiments.sweep import SETS, STEM, ZOO, cells, members, table, zoo
 from vtc.profiles import Profile
 from vtc.training import stages
 
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_for(args: argparse.Namespace) -> Profile:
-    """The profile with the seeds, V and sets of compressors of these arguments in place of its own."""
+    """The profile with the seeds and the sets of compressors of these arguments in place of its own."""
     p = profiles.get(args.profile)
     p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
     V = profiles.whole_numbers(args.V, "V")
     if not args.zoo:
-        return replace(p, V=V or p.V)
+        return p
     sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
     for name in sets:
         if name not in SETS and name not in compressors.names():
@@ -49,11 +49,9 @@ def asked_for(args: argparse.Namespace) -> Profile:
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
     p = asked_for(args)
-    cases = zoo(p) if args.zoo else cells(p)
+    cases = zoo(p) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
     for case in cases:
         stages.check(p, stages.Case(**case))
-    used = {case["size"] for case in cases}
-    parts(replace(p, sizes=tuple(size for size in p.sizes if size.name in used)))
     rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
     return 0

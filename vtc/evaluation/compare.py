@@ -122,10 +122,10 @@ def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:
 
 def with_misled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
     """Cells, and this compressor's again as it scored when misled ("<compressor>, misled")."""
-    if "misled" not in rows:
+    if "shuffled" not in rows:
         return rows
-    wrong = rows[(rows["compressor"] == compressor) & (rows["misled"].fillna("") != "")]
-    wrong = wrong.assign(scores=wrong["misled"], compressor=f"{compressor}, misled")
+    wrong = rows[(rows["compressor"] == compressor) & (rows["shuffled"].fillna("") != "")]
+    wrong = wrong.assign(scores=wrong["shuffled"], compressor=f"{compressor}, misled")
     return pd.concat([rows, wrong], ignore_index=True)
 
 

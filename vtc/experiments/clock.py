@@ -9,7 +9,7 @@ import pandas as pd
 
 from vtc import InputError, cost
 from vtc.benchmark import PROMPTS, STEM, cases, clocked, has_cuda, measure, of_one_run, prompts
-from vtc.experiments import rows, store
+from vtc.experiments import store
 from vtc.profiles import Profile
 
 CASES = {STEM: cases, PROMPTS: prompts}
@@ -22,7 +22,7 @@ def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
     `of_one_run`. stem: STEM, or PROMPTS for the cases that change Q and G. InputError where nothing is
     recorded and the cases need a GPU that is not there.
     """
-    recorded = pd.DataFrame() if p.recompute else store.frame(rows.read(p.results / f"{stem}.csv"))
+    recorded = pd.DataFrame() if p.recompute else store.recorded(stem, p)
     if not recorded.empty:
         return of_one_run(recorded)
     wanted = CASES[stem](p)
@@ -30,7 +30,7 @@ def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
         raise InputError(
             f"profile {p.name} clocks a GPU; none was found and no rows are recorded: use laptop"
         )
-    return of_one_run(store.table(stem, p, wanted, measure))
+    return of_one_run(store.table(stem, p, wanted, measure, recipe_free=True))
 
 
 def origins(clock: pd.DataFrame) -> pd.DataFrame:

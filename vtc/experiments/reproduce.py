@@ -13,31 +13,23 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from vtc import files
-from vtc.experiments import rows, store
+from vtc.experiments import store
+from vtc.experiments.executor import changed_environment
 from vtc.profiles import ROOT, Profile
 
 NOTEBOOKS = ROOT / "notebooks"
 SAMPLE_S = 0.5  # between two looks at the memory in use
 
 
-@contextmanager
-def _kernel_environment(profile: Profile) -> Iterator[None]:
+def _kernel_environment(profile: Profile) -> AbstractContextManager[None]:
     """What notebooks inherit: the run's folder, its seeds, a terminal for progress bars if there is one."""
     terminal = os.ttyname(sys.stderr.fileno()) if _on_terminal() else "off"
     seeds = ",".join(map(str, profile.seeds))
-    child = {"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal}
-    before = {variable: os.environ.get(variable) for variable in child}
-    os.environ.update(child)
-    try:
-        yield
-    finally:
-        for variable, value in before.items():
-            os.environ.pop(variable) if value is None else os.environ.__setitem__(variable, value)
+    return changed_environment({"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal})
 
 
 def _run(notebook: Path, profile: Profile) -> str | None:
@@ -136,11 +128,11 @@ class PeakMemory:
 def comparison(profile: Profile) -> str:
     """Every claim with our number now, the recorded one and the paper's, as a table in plain text."""
     now = store.claims(profile)
-    recorded = {row["id"]: row for row in rows.read(profile.results / f"{store.CLAIM}.csv")}
+    cases = store.read_csv(profile.results / f"{store.CLAIM}.csv").values()
+    recorded = {case["case"]["id"]: case["rows"][0]["ours"] for case in cases}
     lines = [("claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict")]
     for claim in now.to_dict("records"):
-        before = rows.from_text(recorded.get(str(claim["id"]), {}).get("ours"))
-        ours, paper = claim["ours"], claim["paper"]
+        before, ours, paper = recorded.get(claim["id"]), claim["ours"], claim["paper"]
         numbers = [_number(x) for x in (ours, before, paper, _minus(ours, before), _minus(ours, paper))]
         lines.append((textwrap.shorten(str(claim["statement"]), 60), *numbers, str(claim["verdict"])))
     widths = [max(map(len, column)) for column in zip(*lines)]

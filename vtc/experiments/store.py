@@ -1,241 +1,255 @@
-"""Rows: find those there are, measure what is missing, append; where each came from; claims.
+"""Rows: find those there are and measure what is missing; a case is one file.
 
-A row is found by what made it: the fields of its case are the key, readable in the CSV (column `key` names
-them). Recorded rows (`results/<profile>/`, committed) are read only; whatever is measured goes to
-`runs/<profile>/`, from where `vtc record` takes it over.
+A case is a flat dict, such as {"size": "m", "V": 4, "compressor": "quecc", "seed": 0}. Its rows, one or
+several, are one JSON file, runs/<name>/rows/<table>/<case>.json, which appears whole or not at all. A kill, a
+full disk or a second writer can therefore leave no part of a case. Its name holds a hash of the case and of
+`Profile.fingerprint` (recipe, sizes, data), so a row is not found once what made it has changed.
+
+Recorded rows are CSV files in results/ (committed, read only here); `vtc.experiments.record` writes them.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
-import platform
-import subprocess
+import hashlib
+import json
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from importlib import metadata
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pandas as pd
 
-from vtc import InputError, files, profiles, progress
-from vtc.experiments import rows
-from vtc.experiments.executor import spread, words
-from vtc.experiments.rows import Row
-from vtc.machine import processor
+from vtc import InputError, files, progress
+from vtc.experiments import executor, first_world
+from vtc.experiments.provenance import provenance
 from vtc.profiles import Profile
 
-CLAIM = "claims"  # stem of the table of claims
+CLAIM = "claims"  # the table of claims
+TEXT = ("commit", "recipe", "tower_hash", "llm_hash")  # columns that stay text: 9213e08 is no number
 
+Row = dict[str, object]
 Measure = Callable[[dict], "dict | list[dict]"]
 
 
 def table(
-    stem: str, profile: Profile, cases: Iterable[dict], measure: Measure | None, workers: int = 1
+    stem: str,
+    profile: Profile,
+    cases: Iterable[dict],
+    measure: Measure | None,
+    workers: int = 1,
+    recipe_free: bool = False,
 ) -> pd.DataFrame:
     """The rows of these cases, in their order; those not there yet are measured and saved one by one.
 
-    Looked at are `results/` (unless `profile.recompute`) and `runs/`. `measure(case)` returns one dict or
-    several (one row each); what it returns wins over the provenance written by default (seconds, device,
-    versions, commit, date). With workers > 1 missing cases are measured in that many processes of one
-    thread, begun in the given order; `measure` must then be picklable (a function of a module, or a partial
-    of one). Several programs may share a sweep: none measures a case that another has in hand.
-    `measure=None` only looks, and leaves out what is missing.
+    Looked at are results/ (unless `profile.recompute`) and runs/. `measure(case)` returns one dict or several
+    (one row each); what it returns wins over the provenance written by default. `workers`: see
+    `executor.run`. recipe_free: the case alone is the key, as for a clock. Two programs that share a table
+    spare each other's cases. `measure=None` only looks, and leaves out what is missing.
     Raises InputError for two equal cases, and what `measure` raised, with its case named.
     """
-    cases = list(cases)
-    wanted = {rows.key_of(case): case for case in cases}
-    if len(wanted) < len(cases):
-        raise InputError(f"{stem}: {len(cases)} cases, but only {len(wanted)} differ; a case is its own key")
-    found = _found(stem, profile, wanted)
-    missing = [key for key in wanted if key not in found]
+    recipe = "" if recipe_free or (measure is None and profile.recorded_elsewhere) else profile.fingerprint
+    wanted, found = _look(stem, profile, cases, recipe)
+    missing = {name: case for name, case in wanted.items() if name not in found}
     if missing and measure is not None:
-        path = profile.runs / f"{stem}.csv"
         with progress.bar(label=stem, total=len(wanted), unit="case") as shown:
             shown.update(len(wanted) - len(missing))
-            for key, new in _measured(path, profile, {k: wanted[k] for k in missing}, measure, workers):
-                found[key] = new
+            for name, rows in _measured(stem, profile, recipe, missing, measure, workers):
+                found[name] = rows
                 shown.update()
-    return frame([row for key in wanted for row in found.get(key, [])])
+    return frame([row for name in wanted for row in found.get(name, [])])
 
 
 def replay(
-    stem: str, profile: Profile, cases: list[dict], measure: Measure, command: str, workers: int = 1
+    stem: str, profile: Profile, cases: list[dict], measure: Measure, command: str, workers: int = 1, **how
 ) -> pd.DataFrame:
     """What a notebook shows: the recorded rows of these cases as they stand, or all of them measured.
 
     Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: it
     says how many are missing, and which command measures them. A profile without recorded rows, or
-    `recompute`, measures everything.
+    `recompute`, measures everything. `how`: as for `table`.
     """
     if profile.recompute or not profile.results.is_dir():
-        return table(stem, profile, cases, measure, workers)
-    there = table(stem, profile, cases, None)
-    missing = len(cases) - _cases_in(there, cases)
-    if missing:
-        print(f"{missing} of {len(cases)} cases of {stem} are not recorded yet: `{command}` measures them")
-    return there
-
-
-def _cases_in(there: pd.DataFrame, cases: list[dict]) -> int:
-    """How many of the cases have rows."""
-    if there.empty:
-        return 0
-    names = list(cases[0])
-    return len({rows.key_of(dict(zip(names, row))) for row in there[names].itertuples(index=False)})
+        return table(stem, profile, cases, measure, workers, **how)
+    recipe = "" if how.get("recipe_free") or profile.recorded_elsewhere else profile.fingerprint
+    wanted, found = _look(stem, profile, cases, recipe)
+    if missing := len(wanted) - len(found):
+        print(f"{missing} of {len(wanted)} cases of {stem} are not recorded yet: `{command}` measures them")
+    return frame([row for name in wanted for row in found.get(name, [])])
 
 
 def stored(stem: str, profile: Profile) -> pd.DataFrame:
     """Every row of a table there is, recorded (unless `profile.recompute`) and measured; measures nothing."""
-    return frame([row for group in _found(stem, profile, None).values() for row in group])
+    good = {"", profile.recorded if profile.recorded_elsewhere else profile.fingerprint}
+    return frame([row for c in _all(stem, profile).values() if c["recipe"] in good for row in c["rows"]])
 
 
-def frame(texts: list[Row]) -> pd.DataFrame:
-    """Rows of text as a frame with types; bookkeeping columns `key` and `rows` left out."""
-    names = [name for name in rows.columns(texts) if name not in ("key", "rows")]
-    typed = {name: [rows.from_text(row.get(name)) for row in texts] for name in names if name != "commit"}
-    typed["commit"] = [row.get("commit") or None for row in texts]  # 9213e08 is no number
-    return pd.DataFrame(typed, columns=names)
+def recorded(stem: str, profile: Profile) -> pd.DataFrame:
+    """Every recorded row of a table, whatever made it."""
+    cases = read_csv(profile.results / f"{stem}.csv").values()
+    return frame([row for case in cases for row in case["rows"]])
 
 
-def _found(stem: str, profile: Profile, wanted: Iterable[frozenset] | None) -> dict[frozenset, list[Row]]:
-    """Complete groups of rows by key; a recorded group stands before a measured one."""
-    folders = [profile.runs] if profile.recompute else [profile.runs, profile.results]
-    found: dict[frozenset, list[Row]] = {}
-    for folder in folders:  # later ones overwrite
-        found |= _groups(rows.read(folder / f"{stem}.csv"))
-    return found if wanted is None else {key: found[key] for key in wanted if key in found}
+def _look(
+    stem: str, profile: Profile, cases: Iterable[dict], recipe: str
+) -> tuple[dict[str, dict], dict[str, list[Row]]]:
+    """The cases by name, and the rows of those that are there."""
+    cases = list(cases)
+    wanted = {name_of(case, recipe): case for case in cases}
+    if len(wanted) < len(cases):
+        raise InputError(f"{stem}: {len(cases)} cases, but only {len(wanted)} differ; a case is its own key")
+    there = _all(stem, profile)
+    return wanted, {name: there[name]["rows"] for name in wanted if name in there}
 
 
-def _groups(texts: list[Row]) -> dict[frozenset, list[Row]]:
-    """Rows by the key they name; of a case written twice the later rows, of an unfinished one none."""
-    groups: dict[frozenset, list[Row]] = {}
-    for row in texts:
-        key = rows.key_of({name: row.get(name) for name in row.get("key", "").split()})
-        group = groups.setdefault(key, [])
-        if len(group) == _size(row):
-            group.clear()
-        group.append(row)
-    return {key: group for key, group in groups.items() if key and len(group) == _size(group[0])}
+def _all(stem: str, profile: Profile) -> dict[str, dict]:
+    """Cases that are there, by name: {case, recipe, rows}; a recorded one stands before a measured one."""
+    recorded = {} if profile.recompute else read_csv(profile.results / f"{stem}.csv")
+    return recorded | {n: case for n, case in measured(stem, profile).items() if n not in recorded}
 
 
-def _size(row: Row) -> int:
-    """How many rows its case has."""
-    return int(row.get("rows") or 1)
+def folder(stem: str, profile: Profile) -> Path:
+    """Where the files of a table's cases lie."""
+    return profile.runs / "rows" / stem
+
+
+def measured(stem: str, profile: Profile) -> dict[str, dict]:
+    """The cases of a table in runs/, by name, sorted; a file that something has damaged counts as none."""
+    found = {}
+    for file in folder(stem, profile).glob("[!.]*.json"):
+        if case := _read(file):
+            found[file.stem] = case
+    return dict(sorted(found.items(), key=lambda item: rank(item[1]["case"])))
+
+
+def _read(file: Path) -> dict | None:
+    with suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    return None
+
+
+def rank(case: dict) -> list[tuple]:
+    """Sorts cases field by field: numbers by size, then words by the alphabet."""
+    return [(True, 0, v) if isinstance(v, str) else (False, v or 0, "") for v in map(plain, case.values())]
+
+
+def name_of(case: dict, recipe: str) -> str:
+    """The name of a case's file: its values and a hash; fields in any order, 4 is 4.0, None is absent."""
+    fields = {name: v for name, value in sorted(case.items()) if (v := plain(value)) is not None}
+    fields = {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in fields.items()}
+    words = re.sub(r"[^\w.]+", "_", "-".join(map(str, fields.values())))[:60]
+    return f"{words}-{hashlib.sha256(json.dumps([fields, recipe]).encode()).hexdigest()[:12]}"
+
+
+_NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?|inf)")
+
+
+def plain(value: object) -> object:
+    """A value as a CSV gives it back: int, float, bool, or text of one line; None where there is none."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()  # a numpy or torch scalar
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, sort_keys=True)
+    if isinstance(value, float) and math.isnan(value) or value == "":
+        return None
+    if not isinstance(value, str):
+        return value
+    if value in ("True", "False"):
+        return value == "True"
+    if _NUMBER.fullmatch(value):
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    return re.sub(r"[\r\n\0]+", " ", value)
+
+
+def frame(rows: list[Row]) -> pd.DataFrame:
+    """Rows as a frame, columns in order of first sight."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return pd.DataFrame({name: [row.get(name) for row in rows] for name in columns}, columns=columns)
+
+
+def read_csv(path: Path) -> dict[str, dict]:
+    """The cases of a recorded table, by name, in their order; column `key` names the fields of the case."""
+    found: dict[str, dict] = {}
+    if not path.is_file():
+        return found
+    with path.open(newline="", encoding="utf-8") as file:
+        for cells in csv.DictReader(file):
+            row = {n: (t or None) if n in TEXT else plain(t) for n, t in first_world.today(cells).items()}
+            names = [first_world.COLUMNS.get(name, name) for name in row.pop("key").split()]
+            row.pop("rows", None)  # how many a case has: written by the first edition
+            case, recipe = {name: row[name] for name in names}, row.get("recipe") or ""
+            group = {"case": case, "recipe": recipe, "rows": []}
+            found.setdefault(name_of(case, recipe), group)["rows"].append(row)
+    return found
 
 
 def _measured(
-    path: Path, profile: Profile, missing: dict[frozenset, dict], measure: Measure, workers: int
-) -> Iterator[tuple[frozenset, list[Row]]]:
-    """Yields the rows of each missing case once they are on the disk."""
-    left, held, ready = dict(missing), {}, []
+    stem: str, profile: Profile, recipe: str, missing: dict[str, dict], measure: Measure, workers: int
+) -> Iterator[tuple[str, list[Row]]]:
+    """Yields the rows of each missing case once its file is on the disk."""
+    place, left, held, others = folder(stem, profile), dict(missing), {}, {}
+    provenance(profile)  # the commit of now, whatever is edited meanwhile
 
-    def ours(wait: bool) -> Iterator[dict]:
-        """Cases nobody else has in hand; each stays held until its rows are saved."""
-        for key in list(left):
-            if (handle := files.hold(path, key, wait)) is None:
-                continue  # another program measures it
-            if new := _groups(rows.read(path)).get(key):
-                handle.close()
-                ready.append((key, new))  # another program has measured it
-                del left[key]
-                continue
-            held[key] = handle
-            yield left[key]
-
-    fault = None
-    try:
-        for wait in (False, True):  # first what is free, then what others had and didn't finish
-            for case, result in _results(ours(wait), measure, workers):
-                if isinstance(result, Exception):
-                    fault = fault or (case, result)
+    def free(wait: bool) -> Iterator[dict]:
+        """Cases that no other program has in hand; each stays held until its file is written."""
+        for name in list(left):
+            with ExitStack() as lock:
+                if not lock.enter_context(files.file_lock(place / name, wait)):
                     continue
-                key, new = rows.key_of(case), _rows(case, *result, path.stem, profile)
-                rows.append(path, new)
-                held.pop(key).close()
-                del left[key]
-                yield key, new
-            if fault:
-                raise _blamed(path.stem, *fault)
-            yield from ready
-            ready.clear()
+                case = left.pop(name)
+                if made := _read(place / f"{name}.json"):  # by another program meanwhile
+                    others[name] = made["rows"]
+                    continue
+                held[name] = lock.pop_all()
+            yield case
+
+    try:
+        for wait in (False, True):  # first what is free, then what others had and did not finish
+            timed = functools.partial(_timed, stem, measure)
+            for case, (result, seconds) in executor.run(timed, free(wait), workers):
+                name = name_of(case, recipe)
+                rows = _rows(stem, case, result, provenance(profile) | {"recipe": recipe, "seconds": seconds})
+                save(stem, profile, case, recipe, rows)
+                held.pop(name).close()
+                yield name, rows
+        yield from others.items()
     finally:
-        for handle in held.values():
-            handle.close()
+        for lock in held.values():
+            lock.close()
 
 
-def _results(cases: Iterator[dict], measure: Measure, workers: int) -> Iterator[tuple[dict, object]]:
-    """Yields (case, (what was measured, seconds)) or, last, (case, its error)."""
-    timed = functools.partial(_timed, measure)
-    if workers > 1:
-        yield from spread(timed, cases, workers)
-        return
-    for case in cases:
-        try:
-            result = timed(case)
-        except Exception as error:
-            yield case, error
-            return
-        yield case, result
+def save(stem: str, profile: Profile, case: dict, recipe: str, rows: list[Row]) -> None:
+    """Writes the file of a case, in place of an older one."""
+    case = {name: plain(value) for name, value in case.items()}
+    content = {"table": stem, "case": case, "recipe": recipe, "rows": rows}
+    path = folder(stem, profile) / f"{name_of(case, recipe)}.json"
+    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _timed(measure: Measure, case: dict) -> tuple[dict | list[dict], float]:
+def _timed(stem: str, measure: Measure, case: dict) -> tuple[dict | list[dict], float]:
+    """What is measured, and seconds; an error comes with its case, in one line, so that it can be pickled."""
     start = time.perf_counter()
-    return measure(dict(case)), time.perf_counter() - start
+    try:
+        result = measure(dict(case))
+    except Exception as error:
+        said = " ".join(str(error).split())
+        where = ", ".join(f"{name}={value}" for name, value in case.items())
+        if isinstance(error, InputError):
+            raise InputError(f"{said} ({stem}, case {where})") from error
+        raise RuntimeError(f"{type(error).__name__}: {said} ({stem}, case {where})") from error
+    return result, round(time.perf_counter() - start, 3)
 
 
-def _blamed(stem: str, case: dict, error: Exception) -> Exception:
-    """The error with its case named in one line, still an InputError if a person can mend it."""
-    bad_input = isinstance(error, InputError) or getattr(error, "bad_input", False)
-    where = ", ".join(f"{name}={value}" for name, value in case.items())
-    told = (InputError if bad_input else RuntimeError)(f"{words(error)} ({stem}, case {where})")
-    told.__cause__ = error
-    return told
-
-
-def _rows(case: dict, result: dict | list[dict], seconds: float, stem: str, profile: Profile) -> list[Row]:
+def _rows(stem: str, case: dict, result: dict | list[dict], origin: Row) -> list[Row]:
     """Rows as they are written: case, what was measured, where it came from."""
     results = [result] if isinstance(result, dict) else list(result)
     if not results:
         raise ValueError(f"{stem}: measuring {case} gave no row")
-    origin = provenance(profile) | {"seconds": f"{seconds:.3f}"}
-    own = {"key": " ".join(case), "rows": len(results)}
-    full = [{**case, **row, **origin} | row | case | own for row in results]
-    return [{name: rows.to_text(value) for name, value in row.items()} for row in full]
-
-
-def provenance(profile: Profile) -> dict[str, str]:
-    """Where a row comes from; the device is the processor (a measurement on another says so itself)."""
-    return {
-        "profile": profile.name,
-        "device": processor(),
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "transformers": _version("transformers"),
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-@functools.cache
-def commit() -> str:
-    """The checkout's commit, "-dirty" if tracked files differ from it; empty outside a checkout."""
-    if not (profiles.ROOT / ".git").exists():
-        return ""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=profiles.ROOT, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)  # without importing it
-    except metadata.PackageNotFoundError:
-        return ""
+    full = [{**case, **row, **origin} | row | case for row in results]
+    return [{n: (v or None) if n in TEXT else plain(v) for n, v in row.items()} for row in full]
 
 
 def claim(
@@ -254,47 +268,18 @@ def claim(
     `id` is a short word for it (a second call replaces the first), `source` where the paper says so;
     `verdict` one of "held", "does not hold", "open" or a few words.
     """
-    said = {"id": id, "statement": statement, "paper": paper, "ours": ours}
-    said |= {"low": low, "high": high, "verdict": verdict, "source": source}
-    row = {name: rows.to_text(value) for name, value in said.items()}
-    path = profile.runs / f"{CLAIM}.csv"
-    known = _groups(rows.read(path)).get(rows.key_of({"id": id}), [{}])[0]
-    if any(known.get(name) != text for name, text in row.items()):
-        rows.append(path, [row | provenance(profile) | {"key": "id", "rows": "1"}])
+    said = {"statement": statement, "paper": paper, "ours": ours, "low": low, "high": high}
+    recipe = profile.recorded if profile.recorded_elsewhere else profile.fingerprint
+    row = {"id": id, **said, "verdict": verdict, "source": source}
+    rows = _rows(CLAIM, {"id": id}, row, provenance(profile) | {"recipe": recipe})
+    save(CLAIM, profile, {"id": id}, recipe, rows)
 
 
 def claims(profile: Profile) -> pd.DataFrame:
-    """The table of claims in the order they were made; one made now stands before a recorded one."""
-    folders = [profile.runs] if profile.recompute else [profile.results, profile.runs]
-    groups: dict[frozenset, list[Row]] = {}
-    for folder in folders:
-        groups |= _groups(rows.read(folder / f"{CLAIM}.csv"))
+    """The table of claims; one made now stands before a recorded one."""
+    recorded = {} if profile.recompute else read_csv(profile.results / f"{CLAIM}.csv")
+    good = {"", profile.recorded if profile.recorded_elsewhere else profile.fingerprint}
+    every = [*recorded.values(), *measured(CLAIM, profile).values()]
+    by_id = {case["case"]["id"]: case["rows"][0] for case in every if case["recipe"] in good}
     columns = ["id", "statement", "paper", "ours", "low", "high", "verdict", "source"]
-    return frame([row for group in groups.values() for row in group]).reindex(columns=columns)
-
-
-def merge(source: Path, target: Path) -> str:
-    """Adds the rows of one file to another, key by key (the newer wins), sorted by key; says what it did."""
-    new, old = _groups(rows.read(source)), _groups(rows.read(target))
-    replaced = [key for key in new if key in old and _date(new[key]) > _date(old[key])]
-    added = [key for key in new if key not in old]
-    if added or replaced:
-        groups = list((old | {key: new[key] for key in added + replaced}).values())
-        if target.stem != CLAIM:  # claims keep the order in which the notebooks make them
-            groups.sort(key=lambda group: [_rank(group[0].get(name, "")) for name in group[0]["key"].split()])
-        texts = [row for group in groups for row in group]
-        rows.write(target, texts, rows.columns(texts))
-    dirty = sum(any("-dirty" in row.get("commit", "") for row in new[key]) for key in added + replaced)
-    return f"{len(added)} added, {len(replaced)} replaced" + (
-        f", {dirty} made from uncommitted code" if dirty else ""
-    )
-
-
-def _date(group: list[Row]) -> str:
-    return group[0].get("date", "")
-
-
-def _rank(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, then words by the alphabet."""
-    value = rows.from_text(text)
-    return (False, value, "") if isinstance(value, (int, float)) else (True, 0, text)
+    return frame(list(by_id.values())).reindex(columns=columns)

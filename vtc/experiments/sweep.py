@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import shutil
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
-from vtc import compressors
+from vtc import compressors, data, machine
 from vtc.evaluation.ask import answers, errors, looked_at, questions, score
 from vtc.experiments import store
+from vtc.experiments.provenance import weights_hash
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import stages, tower
+from vtc.training.loop import BF16
 
-LOOKED_AT = 4  # the most tokens whose looks are kept; more of them see little each
+LOOKED_AT = 4  # the most tokens whose attention maps are kept; more of them see little each
 
 STEM, ZOO = "02_errors", "05_zoo"  # the sweep over N and V, and the compressors side by side
+PARTS, ASKED = "02_parts", "02_asked"  # what is trained before, and what every cell is asked
 
 
-def cells(p: Profile, compressor: str = "tokenpacker") -> list[dict]:
-    """Every LLM at every V, the longest first; TokenPacker as in the paper's scaling runs."""
+def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
+    """Every LLM at every V (default: the profile's) by TokenPacker, the longest first."""
     return [
-        {"size": size.name, "V": V, "compressor": compressor, "seed": seed}
+        {"size": size.name, "V": v, "compressor": "tokenpacker", "seed": seed}
         for seed in p.seeds
         for size in reversed(p.sizes)
-        for V in reversed(p.V)
+        for v in reversed(V or p.V)
     ]
 
 
@@ -68,17 +76,24 @@ def zoo(p: Profile) -> list[dict]:
 
 
 def parts(p: Profile) -> pd.DataFrame:
-    """The tower and the text-trained LLMs, trained where they are not yet: one row each."""
-    return store.table("02_parts", p, stages.parts(p), partial(stages.part, p), workers=p.workers)
+    """The tower and the text-trained LLMs as they are recorded, or trained: one row each."""
+    command = f"vtc sweep --profile {p.name}"
+    return store.replay(PARTS, p, stages.parts(p), partial(stages.part, p), command, p.workers)
 
 
 def table(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
-    """The rows of these cells; those not there yet are trained and asked, several side by side."""
-    return store.table(stem, p, cases, partial(measure, p), workers=p.workers)
+    """The rows of these cells; those not there yet are trained and asked, several side by side.
+
+    The tower and the LLMs that they need are trained first.
+    """
+    needed = {case["size"] for case in cases}
+    first = [case for case in stages.parts(p) if case["size"] in {"tower", *needed}]
+    store.table(PARTS, p, first, partial(stages.part, p), p.workers)
+    return store.table(stem, p, cases, partial(measure, p), p.workers)
 
 
 def replay(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
-    """What a notebook shows of these cells, see `vtc.experiments.store.replay`."""
+    """What a notebook shows of these cases, see `vtc.experiments.store.replay`."""
     command = f"vtc sweep --profile {p.name}" + (" --zoo" if stem == ZOO else "")
     return store.replay(stem, p, cases, partial(measure, p), command, p.workers)
 
@@ -86,7 +101,7 @@ def replay(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
 def measure(p: Profile, case: dict) -> dict[str, object]:
     """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer.
 
-    misled: the scores again where the compressor reads another question than the LLM.
+    shuffled: the scores again where the compressor reads another question than the LLM.
     """
     case = stages.Case(**case)
     stages.check(p, case)
@@ -97,13 +112,28 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     wrong = answers(p, model, asked, misled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)
-    row = {"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes}
     drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
-    row["looks"] = looks(p, model) if drawn else ""
-    return row | {"scores": packed(scores), "misled": packed([score(q, a) for q, a in zip(asked, wrong)])}
+    return {
+        **{"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes},
+        "scores": packed(scores),
+        "shuffled": packed([score(q, a) for q, a in zip(asked, wrong)]),
+        "attention_map": attention_map(p, model) if drawn else "",
+        **{"device": machine.device_name(model.device.type), "dtype": "bf16" if BF16 else "float32"},
+        **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
+    }
 
 
-def looks(p: Profile, model: VLM) -> str:
+@cache
+def _tower_hash(p: Profile) -> str:
+    return weights_hash(tower.pretrained(p).state_dict())
+
+
+@cache
+def _llm_hash(p: Profile, size: str, seed: int) -> str:
+    return weights_hash(stages.text_llm(p, p.size(size), seed).state_dict())
+
+
+def attention_map(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
     image, asked = looked_at(p)
     seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
@@ -111,18 +141,46 @@ def looks(p: Profile, model: VLM) -> str:
     return packed((where / where.amax(-1, keepdim=True)).flatten().tolist())
 
 
-def looked(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
-    """Rows with `looks` at that V, one seed each -> compressor, question, token, x, y (patches), weight."""
-    _, asked = looked_at(p)
-    there = rows.assign(looks=rows.get("looks", "")).query("V == @V and looks.str.len() > 0")
-    parts = []
-    for row in there.drop_duplicates("compressor").itertuples():
-        weight = unpacked(row.looks)
-        m, token, y, x = np.indices((len(asked), V, p.g, p.g)).reshape(4, -1)
-        part = {"question": np.array(asked)[m], "token": token, "x": x, "y": y, "weight": weight}
-        parts.append(pd.DataFrame(part).assign(compressor=row.compressor))
+@dataclass(frozen=True)
+class Asked:
+    """What every cell was asked: the task of each test question, and what attention maps are of."""
+
+    tasks: list[str]
+    image: np.ndarray  # (pixels, pixels, 3), a test image
+    questions: list[str]  # about it
+
+
+def asked(p: Profile) -> Asked:
+    """What was asked, from the recorded row where there is one, so that no image is made to show results."""
+    case = [{"split": "test"}]
+    rows = store.table(ASKED, p, case, None)
+    row = (store.table(ASKED, p, case, partial(_asked, p)) if rows.empty else rows).iloc[0]
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
+    return Asked(row["tasks"].split(), image, json.loads(row["questions"]))
+
+
+def _asked(p: Profile, case: dict) -> dict[str, str]:
+    image, about = looked_at(p)
+    pixels = data.render(tower.images_of(p, "test"), "test", p.pixels, range(image, image + 1))[0]
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "png")
+    tasks = " ".join(q.task for q in questions(p))
+    return {"tasks": tasks, "questions": about, "image": base64.b64encode(png.getvalue()).decode()}
+
+
+def attention_maps(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
+    """Rows with attention maps at V, one seed each -> compressor, question, token, x, y (patches), weight."""
     columns = ["compressor", "question", "token", "x", "y", "weight"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    parts, about = [pd.DataFrame(columns=columns)], asked(p).questions
+    packed_maps = rows.get("attention_map", pd.Series("", rows.index)).fillna("")
+    there = rows[(rows["V"] == V) & (packed_maps != "")]
+    for row in there.drop_duplicates("compressor").itertuples():
+        m, token, y, x = np.indices((len(about), V, p.g, p.g)).reshape(4, -1)
+        part = {"question": np.array(about)[m], "token": token, "x": x, "y": y}
+        parts.append(
+            pd.DataFrame(part | {"compressor": row.compressor, "weight": unpacked(row.attention_map)})
+        )
+    return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
 
 
 def packed(scores: list[float]) -> str:
