@@ -18,6 +18,7 @@ from vtc import data, profiles
 from vtc.evaluation import ask
 from vtc.experiments import sweep
 from vtc.models.llm import make_llm, make_tokenizer
+from vtc.models.vlm import text_model
 from vtc.shapes import LLMShape
 from vtc.training import stages, tower
 from vtc.training.loop import Muon, Stage, fit
@@ -47,7 +48,7 @@ def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
 
     def run(folder, stop=None):
         torch.manual_seed(0)
-        model = stages.TextModel(make_llm(size, len(tokenizer)), tokenizer)
+        model = text_model(make_llm(size, len(tokenizer)), tokenizer)
 
         def batch(step):
             if step == stop:
@@ -120,7 +121,7 @@ def test_training_lowers_the_loss(smoke):
         [data.in_words(scenes, i) for i in range(8)],
     )
     torch.manual_seed(0)
-    model = stages.TextModel(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
+    model = text_model(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
     stage = Stage("text", 30, 3e-3, ("llm",), 1000)
     notes = fit(model, stage, lambda step: (bank.draw(8, 2, np.random.default_rng(step))[0],), None)
     assert notes["loss"] < 0.5 * np.log(len(tokenizer))

@@ -13,9 +13,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 import vtc
 from vtc import data, profiles
 from vtc.compressors.base import Features
-from vtc.models.fast import Runner
 from vtc.models.llm import Norm, make_llm, make_tokenizer, swap_norms
-from vtc.models.prompt import NOBODY, SHARED, block_mask
+from vtc.models.prompt import NOBODY, SHARED, ImageSlot, block_mask, raster_positions
+from vtc.models.runner import Runner
 from vtc.models.vlm import VLM
 from vtc.shapes import LLMShape
 from vtc.training import stages, tower
@@ -87,7 +87,7 @@ def test_packed_questions_do_not_see_each_other():
 def test_generate_says_what_training_would(compressor, V):
     """Greedy decoding with padding, caches and all questions at once, against training's pass over one."""
     vlm, seen = talkative(compressor, V), features(5)
-    vlm.config = replace(vlm.config, span=2)
+    vlm.config.span = 2
     asked = ["how many digits ?", "what shape is the red one ?", "read the digits ?", "describe ?"]
     asked.append("digit in first row second column ?")
     said = vlm.generate(seen, asked, max_new_tokens=3)
@@ -97,7 +97,7 @@ def test_generate_says_what_training_would(compressor, V):
         packed = alone.pack([[0]], np.zeros(1, int))
         with torch.no_grad():
             best = vlm.logits(packed, seen[i : i + 1]).argmax(-1).tolist()
-        right = packed.ids[0, alone.starts[0] :].tolist()
+        right = packed.ids[0, alone.rows[0].question :].tolist()
         assert best[: min(3, len(right))] == right[:3]  # the fourth, the end, was added by the bank
 
 
@@ -200,7 +200,7 @@ def test_gradient_reaches_what_trains_and_nothing_else():
 @pytest.mark.parametrize("compressor", ["llavamini_fused", *STEERED])
 def test_saved_model_answers_alike(compressor, tmp_path):
     vlm = model(compressor, 4)
-    vlm.tower[0] = tower.Tower(P.tower).eval().requires_grad_(False)
+    vlm.tower = tower.Tower(P.tower).eval().requires_grad_(False)
     vlm.save_pretrained(tmp_path)
     again = VLM.from_pretrained(tmp_path)
     images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
@@ -208,7 +208,7 @@ def test_saved_model_answers_alike(compressor, tmp_path):
     assert again.generate(images, asked) == vlm.generate(images, asked)
     packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
     with torch.no_grad():
-        wanted, found = (m.logits(packed, m.tower[0](images)) for m in (vlm, again))
+        wanted, found = (m.logits(packed, m.tower(images)) for m in (vlm, again))
     assert torch.equal(wanted, found)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
 
@@ -252,14 +252,14 @@ def test_a_model_saved_without_a_tower_does_not_answer_pixels(tmp_path):
         ("quecc_shared", ["describe"], None, "'describe': 1 tokens"),
         ("tokenpacker", [""], None, "0 tokens"),
         ("tokenpacker", ["describe ?"] * 2, None, "1 images, 2 questions"),
-        ("quecc", ["describe ?"], ["describe ?"] * 2, "misled: 2 questions"),
-        ("quecc", [["describe ?"]], ["describe ?"], "misled: 1 questions"),
-        ("quecc_shared", ["describe ?"], ["how many ?"], "misled: quecc_shared"),
+        ("quecc", ["describe ?"], ["describe ?"] * 2, "shuffled: 2 questions"),
+        ("quecc", [["describe ?"]], ["describe ?"], "shuffled: 1 questions"),
+        ("quecc_shared", ["describe ?"], ["how many ?"], "shuffled: quecc_shared"),
     ],
 )
 def test_requests_that_cannot_be_met_are_said_in_one_line(compressor, asked, misled, said):
     with pytest.raises(vtc.InputError, match=said):
-        model(compressor).generate(features(1), asked, misled=misled)
+        model(compressor).generate(features(1), asked, shuffled=misled)
 
 
 @pytest.mark.parametrize("asked", [[], [[]]])
@@ -290,8 +290,8 @@ def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor
 def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     """The meta device stands for an accelerator, as far as it carries."""
     vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]], np.zeros(1, int))
-    assert vlm.where(seen, ["describe ?", "read the digits ?"]).is_meta
-    monkeypatch.setattr("vtc.models.answer._of_turns", lambda model, seen, *_: seen.last.is_meta)
+    assert vlm.attention_map(seen, ["describe ?", "read the digits ?"]).is_meta
+    monkeypatch.setattr("vtc.models.generate._answer", lambda model, seen, *_: [[[]]] * seen.last.is_meta)
     assert vlm.generate(seen, ["describe ?"])
     monkeypatch.setattr(vlm, "logits", lambda packed, seen: 1 / (packed.ids.is_meta - seen.last.is_meta))
     with pytest.raises(ZeroDivisionError):  # both were moved
@@ -311,15 +311,15 @@ def test_padding_among_visual_tokens_is_not_seen(monkeypatch):
     assert not real.all() and real.any(1).all()
     before = answer_losses(vlm, packed, seen), vlm.generate(seen, asked)
     other = tokens.masked_fill(~real.unsqueeze(-1), 5.0)
-    monkeypatch.setattr(vlm, "visual", lambda *_: vlm.projector(other))
+    monkeypatch.setattr(vlm.compressor, "with_mask", lambda *_: (other, real))
     assert (answer_losses(vlm, packed, seen), vlm.generate(seen, asked)) == before
 
 
 def test_a_runner_decodes_no_further_than_its_cache():
-    runner = Runner(make_llm(SIZE, 20), tokens=8)
+    runner = Runner(make_llm(SIZE, 20))
     assert runner.generate(torch.zeros(1, 5, SIZE.d), 4).shape == (1, 4)
-    with pytest.raises(vtc.InputError, match="1 x 9 tokens"):
-        runner.generate(torch.zeros(1, 5, SIZE.d), 5)
+    with pytest.raises(vtc.InputError, match="1 x 99 tokens"):
+        runner.decode(torch.zeros(1, 1, dtype=int), 5, 94)
 
 
 def test_swapped_norms_keep_weights_outputs_and_gradients():
@@ -335,13 +335,13 @@ def test_swapped_norms_keep_weights_outputs_and_gradients():
 
 
 def test_many_visual_tokens_share_the_positions_of_few():
-    vlm = model("pool", 16)
-    assert vlm.places(torch.arange(16)).tolist() == list(range(16))
-    vlm.config = replace(vlm.config, span=4)
-    assert vlm.after == 4
-    rows = vlm.places(torch.arange(16)).view(4, 4).tolist()  # four blocks of two by two
+    assert raster_positions(16, 16) == tuple(range(16))
+    slot = ImageSlot(16, span=4)
+    assert slot.text_offset == 4
+    rows = torch.tensor(raster_positions(16, 4)).view(4, 4).tolist()  # four blocks of two by two
     assert rows == [[0, 0.25, 1, 1.25], [0.5, 0.75, 1.5, 1.75], [2, 2.25, 3, 3.25], [2.5, 2.75, 3.5, 3.75]]
-    assert vlm.places(torch.tensor([16, 17])).tolist() == [0, 0.25]  # the next question's
+    assert slot.order[:5] == [0, 1, 4, 5, 2]  # block by block: a token sees those that stand before it
+    assert slot.position_ids("cpu").tolist() == sorted(sum(rows, []))
 
 
 @pytest.mark.parametrize("compressor", ["m3", "mqt_nested", "pool", "glances_nested"])
@@ -351,7 +351,7 @@ def test_at_another_V_the_weights_are_the_same(compressor):
     small.load_state_dict(large.state_dict())
     packed, seen = bank(1).pack([[0, 1]], np.zeros(1, int)), features(1)
     with torch.no_grad():
-        losses = [large(packed, seen, torch.tensor(v)).item() for v in (4, 16)]
+        losses = [large(packed, seen, v).item() for v in (4, 16)]
         assert losses == pytest.approx([small(packed, seen).item(), large(packed, seen).item()], abs=1e-6)
     assert losses[0] != pytest.approx(losses[1], abs=1e-6)
 
@@ -366,8 +366,8 @@ def test_misled_by_the_question_itself_nothing_changes(compressor):
     assert torch.equal(logits[0], logits[1])
     assert (logits[0] != logits[2]).any(-1).flatten().tolist() == [True, False, True]
     read = []
-    vlm.visual = lambda features, questions: read.append(questions) or VLM.visual(vlm, features, questions)
-    vlm.generate(seen, asked, 4, misled=asked[::-1])
+    vlm.read = lambda questions, *more: read.append(questions) or VLM.read(vlm, questions, *more)
+    vlm.generate(seen, asked, 4, shuffled=asked[::-1])
     words = vlm.tokenizer.batch_decode(read[0][:, 0], skip_special_tokens=True)
     assert words == asked[::-1]
 
@@ -375,7 +375,7 @@ def test_misled_by_the_question_itself_nothing_changes(compressor):
 @pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
 def test_where_tokens_look_depends_on_the_question_where_it_steers(compressor):
     vlm, seen = model(compressor), features(1)
-    looks = vlm.where(seen, ["what shape is the red one ?", "read the digits ?"])
+    looks = vlm.attention_map(seen, ["what shape is the red one ?", "read the digits ?"])
     assert looks.shape == (2, 4, P.s)
     assert torch.allclose(looks.sum(-1), torch.ones(2, 4), atol=1e-5)
     assert torch.equal(looks[0], looks[1]) == (not vlm.compressor.needs_question)

@@ -6,7 +6,7 @@ The flow, one module an arrow:
     data        images + questions
     tower       images -> features of s patches
     compressors features (+ question) -> V visual tokens
-    llm, prompt, vlm, answer
+    llm, prompt, vlm, generate
                 V visual tokens + Q text tokens -> LLM of N parameters -> answer
     train       one recipe for every cell of the sweep;  evaluate  answers -> error Y
     bench       the clock;  cost  the same work counted, no clock

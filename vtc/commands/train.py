@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     said = data.read_llava(args.data, args.images, args.bad_rows) if args.data else None
     if said is None:
         model, notes = train(p, case)
-        model.tower[0] = tower.pretrained(p)
+        model.tower = tower.pretrained(p)
     else:
         model, notes = train_own(p, case, said)
     model.save_pretrained(args.out)

@@ -137,7 +137,7 @@ def attention_map(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
     image, asked = looked_at(p)
     seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
-    where = model.where(seen.to(torch.float32), asked)
+    where = model.attention_map(seen.to(torch.float32), asked)
     return packed((where / where.amax(-1, keepdim=True)).flatten().tolist())
 
 

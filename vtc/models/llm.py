@@ -12,16 +12,19 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from vtc import InputError, data
 from vtc.shapes import LLMShape
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
+LEAN = "lean"  # the name of this file's attention among transformers' implementations
 
 
 def make_tokenizer(words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFast:
@@ -49,14 +52,17 @@ def _loaded(what: type, checkpoint: str, **options: str):
         ) from None
 
 
-def written_out(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: object
+def lean(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **how: object
 ):
     """Attention as three products, softmax in their dtype: (b, heads, t, d_head) -> (b, t, heads, d_head).
 
     On a CPU the fused attention's backward pass takes three to five times as long (heads 16 to 64 wide, 116
     tokens), and transformers' own "eager" a sixth of a whole training step more, for its softmax in float32.
+    Elsewhere it is torch's fused attention.
     """
+    if q.device.type != "cpu":
+        return sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **how)
     if k.shape[1] < q.shape[1]:  # grouped queries: several heads share a key and a value
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     weights = (q * scaling) @ k.transpose(2, 3)  # (b, heads, t, t)
@@ -71,15 +77,15 @@ def _finite(**kwargs: object) -> Tensor | None:
     return None if mask is None else mask.clamp_min(-1e4)
 
 
-AttentionInterface.register("written_out", written_out)
-AttentionMaskInterface.register("written_out", _finite)
+AttentionInterface.register(LEAN, lean)
+AttentionMaskInterface.register(LEAN, _finite)
 
 
 class Norm(nn.Module):
     """Root-mean-square norm x / rms(x) * weight over the last axis, in x's precision, its mean in float32.
 
     Written with its gradient: on a CPU torch's own takes seven passes over x and works in float32 wherever
-    the weight does; with it a training step at V = 144 takes 1.15 to 1.3 times as long.
+    the weight does; with it a training step at V = 144 takes 1.15 to 1.3 times as long. Elsewhere torch's.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -87,6 +93,8 @@ class Norm(nn.Module):
         self.weight, self.eps = weight, eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return torch.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
         return _RMS.apply(x, self.weight, self.eps)
 
 
@@ -119,8 +127,14 @@ def make_llm(size: LLMShape, vocabulary: int) -> Qwen2ForCausalLM:
         max_position_embeddings=4096, initializer_range=size.d**-0.5, pad_token_id=0, eos_token_id=2,
         bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
-    config._attn_implementation = "written_out"
+    config._attn_implementation = LEAN
     return swap_norms(Qwen2ForCausalLM(config))
+
+
+def empty_llm(config: PreTrainedConfig, attention: str) -> nn.Module:
+    """The LLM of a saved configuration, its weights still to be read."""
+    llm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return swap_norms(llm) if attention == LEAN else llm
 
 
 def swap_norms(llm: nn.Module) -> nn.Module:
@@ -130,3 +144,10 @@ def swap_norms(llm: nn.Module) -> nn.Module:
             if type(child).__name__ == "Qwen2RMSNorm":
                 setattr(parent, name, Norm(child.weight, child.variance_epsilon))
     return llm
+
+
+def precision(llm: nn.Module) -> torch.dtype:
+    """What matrices are multiplied in here: autocast's type inside autocast, else the weights' own."""
+    weight = llm.get_input_embeddings().weight
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,36 +1,207 @@
-"""A batch as the LLM reads it: questions packed behind one set of visual tokens, and who sees whom."""
+"""The prompt: which token stands where and who sees whom. One layout for training and for answering.
+
+Visual tokens come first, the text after them, as in LLaVA. Several questions about an image are packed in one
+row behind one set of visual tokens; they do not see each other and their positions restart, so each is
+answered as if it had been asked alone. A row with V = 2 and two questions, "a b" and "c", the first with an
+answer "x" (`#`: this row's token sees that column's token):
+
+    segment     shared shared   0   0   0   1
+    position_id      0      1   2   3   4   2        sees:  v1 v2  a  b  x  c
+    token           v1     v2   a   b   x   c           v1   #
+                                                        v2   #  #
+    A token sees what is shared and its own             a    #  #  #
+    question, as far as that stands before it.          b    #  #  #  #
+                                                        x    #  #  #  #  #
+                                                        c    #  #           #
+
+Compressors that read the question give each question visual tokens of its own (segment 0, 1, ... in place of
+shared). Where the question's vector comes from the prompt itself ("prompt_prefix"), all of the question but
+its last token stands before the image: same columns, other positions. A conversation is one segment, so each
+turn sees the turns before it. A scene told in words can stand in the image's place.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 SHARED, NOBODY = -1, -2  # segments: a token that every question sees; padding that none sees
+HIDDEN = -1e4  # added to an attention weight that must vanish; finite, so that a row of padding stays finite
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question with its answer, if it has one yet; or a conversation, question after answer."""
+
+    ids: np.ndarray  # (t,) tokens
+    weight: np.ndarray  # (t,) above 0 where a token is part of an answer; of one answer they add up to 1
+    question: int  # how many tokens, from the first, the compressor reads
+
+
+def asked(question: Sequence[int], answer: Sequence[int] = ()) -> Asked:
+    """Token ids of a question and of its answer."""
+    n, a = len(question), len(answer)
+    weight = np.zeros(n + a, np.float32)
+    weight[n:] = 1 / max(a, 1)
+    return Asked(np.array([*question, *answer], np.int64), weight, n)
+
+
+def conversation(turns: list[tuple[Sequence[int], Sequence[int]]], steered: bool) -> list[Asked]:
+    """Turns of token ids (question, answer; the last answer may be empty) -> what is packed for them.
+
+    One sequence, where the image's tokens depend on no question; else (`steered`) one a turn, each with all
+    that was said before, so that its visual tokens know the whole of it.
+    """
+    whole = [asked(*turn) for turn in turns]
+    ids, weight = (np.concatenate([getattr(turn, part) for turn in whole]) for part in ("ids", "weight"))
+    if not steered:
+        return [Asked(ids, weight, whole[0].question)]
+    ends = np.cumsum([len(turn.ids) for turn in whole])
+    starts = ends - [len(turn.ids) for turn in whole]
+    return [
+        Asked(ids[:end], np.where(np.arange(end) < start, 0, weight[:end]), start + turn.question)
+        for turn, start, end in zip(whole, starts.tolist(), ends.tolist())
+    ]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of sequences, each several questions with their answers about one image."""
+    """A batch of rows, each several questions (with their answers) about one image."""
 
     ids: Tensor  # (b, t) token ids
     segment: Tensor  # (b, t) which question a token belongs to; NOBODY for padding
     position: Tensor  # (b, t) place within its own question
     weight: Tensor  # (b, t) above 0 where a token is part of an answer; the weights of one answer add up to 1
-    questions: Tensor | None = (
-        None  # (b, m, q) the questions alone, padded on the right; for steered compressors
-    )
-    prefix: Tensor | None = (
-        None  # (b, p, 2) a scene told in words, in the image's place: one or two words a place
-    )
+    answers: Tensor  # (n,) where those tokens are in the flattened (b t); found on the host, a GPU would wait
+    questions: Tensor  # (b, m, q) the questions alone, padded on the right; for steered compressors
+    lengths: Tensor  # (b, m) tokens of each question; 0 where a row has fewer
+    last: Tensor  # (b, m) column of each question's last token
+    scene_text: Tensor | None = None  # (b, p, 2) a scene told in words: one or two words a place
 
     def to(self, device: torch.device | str) -> Packed:
-        return Packed(*(v if v is None else v.to(device) for v in self.__dict__.values()))
+        parts = self.__dict__.values()
+        return Packed(*(v if v is None else v.to(device, non_blocking=True) for v in parts))
+
+
+def pack(rows: list[list[Asked]], pad: int, scene_text: np.ndarray | None = None, left=False) -> Packed:
+    """Questions, one list a row -> a batch, padded on the right (`left`: on the left) to the longest row."""
+    b, t = len(rows), max((sum(len(one.ids) for one in row) for row in rows), default=0)
+    m = max(map(len, rows))
+    q = max((one.question for row in rows for one in row), default=0)
+    ids, segment = np.full((b, t), pad), np.full((b, t), NOBODY)
+    position, weight = np.zeros((b, t), np.int64), np.zeros((b, t), np.float32)
+    questions, lengths, last = np.full((b, m, q), pad), np.zeros((b, m), int), np.zeros((b, m), int)
+    for i, row in enumerate(rows):
+        at = t - sum(len(one.ids) for one in row) if left else 0
+        for k, one in enumerate(row):
+            n = len(one.ids)
+            ids[i, at : at + n], segment[i, at : at + n] = one.ids, k
+            position[i, at : at + n], weight[i, at : at + n] = np.arange(n), one.weight
+            questions[i, k, : one.question], lengths[i, k] = one.ids[: one.question], one.question
+            at += n
+            last[i, k] = at - 1
+    answers = np.flatnonzero(weight)
+    parts = (ids, segment, position, weight, answers, questions, lengths, last, scene_text)
+    return Packed(*(v if v is None else torch.from_numpy(v) for v in parts))
+
+
+@dataclass(frozen=True)
+class ImageSlot:
+    """How the visual tokens of an image stand in the prompt."""
+
+    V: int
+    span: int | None = None  # positions that they take up at most; None: one each
+    steered: bool = False  # each question has visual tokens of its own
+    question_first: bool = False  # all of the question but its last token stands before them
+
+    @property
+    def text_offset(self) -> int:
+        """The position that follows the visual tokens."""
+        return min(self.V, self.span or self.V)
+
+    @property
+    def order(self) -> list[int] | None:
+        """Raster index of the first, second, ... visual token in the prompt; None: as they come."""
+        place = raster_positions(self.V, self.text_offset)
+        order = sorted(range(self.V), key=place.__getitem__)
+        return None if order == list(range(self.V)) else order
+
+    def position_ids(self, on: torch.device) -> Tensor:
+        """Positions (V,) of visual tokens in the prompt, rising."""
+        place = torch.tensor(sorted(raster_positions(self.V, self.text_offset)), device=on)
+        return place.long() if self.text_offset == self.V else place
+
+
+@lru_cache
+def raster_positions(V: int, offset: int) -> tuple[float, ...]:
+    """Positions of V visual tokens in raster order: one apart or, if they have fewer, block by block.
+
+    The grid of tokens is then read as `offset` square blocks, one position each; tokens of a block share it
+    out row by row. So neighbours of two rows stand close, as the places of a scene told in words do.
+    """
+    n, blocks = math.isqrt(V), math.isqrt(offset)
+    if n * n != V or offset == V:
+        return tuple(i * offset / V for i in range(V))
+    yx = [(i // n * blocks / n, i % n * blocks / n) for i in range(V)]  # in blocks
+    return tuple(y // 1 * blocks + x // 1 + y % 1 + x % 1 * blocks / n for y, x in yx)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Segment and position of every column of a prompt: visual tokens (or a scene in words), then text."""
+
+    segment: Tensor  # (b, n)
+    position_ids: Tensor  # (b, n), whole numbers or (blocks of an image) fractions
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """What is added to attention weights, (b, 1, n, n)."""
+        return block_mask(self.segment, self.position_ids).to(dtype)
+
+    def decode_mask(self, m: int, steps: int, dtype: torch.dtype) -> Tensor:
+        """The same for answers that follow, m new columns a step, one a question: (b, 1, m, n + steps m).
+
+        It serves every step: no column of a later one is there yet.
+        """
+        own = torch.arange(m, device=self.segment.device)
+        columns = torch.cat([self.segment, own.repeat(steps).expand(len(self.segment), -1)], 1)[:, None]
+        seen = (columns == own[:, None]) | (columns == SHARED)  # (b, m, n + steps m)
+        return torch.where(seen, 0.0, HIDDEN)[:, None].to(dtype)
+
+    def columns(self, index: Tensor) -> Layout:
+        """Other columns, or in another order: index (n,)."""
+        return Layout(self.segment[:, index], self.position_ids[:, index])
+
+
+def lay_out(packed: Packed, real: Tensor, slot: ImageSlot) -> Layout:
+    """Where the tokens before the text, (b, p), of which some are `real`, and the text's own stand."""
+    (b, p), position = real.shape, packed.position
+    column = torch.arange(p, device=real.device)
+    if packed.scene_text is not None:
+        whose, place = torch.where(real, SHARED, NOBODY), column.expand(b, -1)
+        position = position + real.sum(1, keepdim=True)
+    else:
+        place = slot.position_ids(real.device).repeat(p // max(slot.V, 1)).expand(b, -1)  # (b, p)
+        whose = torch.where(real, SHARED, NOBODY)
+        if slot.steered:
+            whose = (column // max(slot.V, 1)).expand(b, -1)
+        if slot.question_first:
+            before = (packed.lengths - 1).clamp_min(0)  # (b, m) tokens of a question before the image
+            place = place + before.gather(1, whose)
+            behind = position >= before.gather(1, packed.segment.clamp_min(0))
+            position = position + behind * slot.text_offset
+        else:
+            position = position + slot.text_offset
+    return Layout(torch.cat([whose, packed.segment], 1), torch.cat([place, position], 1))
 
 
 def block_mask(segment: Tensor, position: Tensor) -> Tensor:
-    """Segments and positions (b, t) -> additive mask (b, 1, t, t).
+    """Segments and positions (b, n) -> additive mask (b, 1, n, n).
 
     A token sees itself, and of its own question and of what all may see (SHARED) whatever stands before it.
     """
@@ -38,4 +209,4 @@ def block_mask(segment: Tensor, position: Tensor) -> Tensor:
     earlier = position[:, None, :] <= position[:, :, None]
     allow = ((mine == theirs) | (theirs == SHARED)) & earlier & (theirs != NOBODY)
     allow |= torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)  # padding: no row is empty
-    return torch.where(allow, 0.0, -1e4)[:, None]
+    return torch.where(allow, 0.0, HIDDEN)[:, None]

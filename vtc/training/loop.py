@@ -58,7 +58,7 @@ def fit(
     model.train()
     began, losses = time.perf_counter(), []
     for step in bar(range(first, stage.steps), stage.name):
-        loss = model(*(v.to(accelerator.device) for v in batch(step)))
+        loss = model(*(v.to(accelerator.device) if hasattr(v, "to") else v for v in batch(step)))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(learns.values(), 1.0)
         for optimizer in optimizers:

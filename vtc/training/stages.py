@@ -20,10 +20,10 @@ from torch import nn
 
 from vtc import InputError, compressors, data
 from vtc.compressors.base import Features
-from vtc.models.answer import check_questions
+from vtc.models.generate import check_questions
 from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
-from vtc.models.prompt import NOBODY, Packed
-from vtc.models.vlm import VLM, VLMConfig
+from vtc.models.prompt import Packed, asked, pack
+from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.profiles import Profile
 from vtc.shapes import LLMShape
 from vtc.training import tower
@@ -53,8 +53,7 @@ class Bank:
             dict.fromkeys(t for q in questions for t in (q.text, q.answer))
         )  # few differ; tokenise each once
         ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
-        self.rows = [np.array([*ids[q.text], *ids[q.answer], end]) for q in questions]
-        self.starts = [len(ids[q.text]) for q in questions]  # where the answer begins
+        self.rows = [asked(ids[q.text], [*ids[q.answer], end]) for q in questions]
         self.of = {}  # scene -> rows
         for i, q in enumerate(questions):
             self.of.setdefault(q.image, []).append(i)
@@ -77,22 +76,8 @@ class Bank:
 
     def pack(self, chosen: list[list[int]], scenes: np.ndarray) -> Packed:
         """Rows of questions, one list a sequence -> Packed, padded to the longest."""
-        b, t = len(chosen), max(sum(len(self.rows[j]) for j in rows) for rows in chosen)
-        m, q = max(map(len, chosen)), max(self.starts[j] for rows in chosen for j in rows)
-        ids, segment = np.zeros((b, t), np.int64), np.full((b, t), NOBODY)
-        position, weight = np.zeros((b, t), np.int64), np.zeros((b, t), np.float32)
-        questions = np.full((b, m, q), self.pad)
-        for i, rows in enumerate(chosen):
-            at = 0
-            for k, j in enumerate(rows):
-                n, start = len(self.rows[j]), self.starts[j]
-                ids[i, at : at + n], segment[i, at : at + n] = self.rows[j], k
-                position[i, at : at + n], weight[i, at + start : at + n] = np.arange(n), 1 / (n - start)
-                questions[i, k, :start] = self.rows[j][:start]
-                at += n
-        prefix = None if self.told is None else self.told[scenes]
-        parts = (ids, segment, position, weight, questions, prefix)
-        return Packed(*(v if v is None else torch.from_numpy(v) for v in parts))
+        scene_text = None if self.told is None else self.told[scenes]
+        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad, scene_text)
 
 
 # --- the three stages ---------------------------------------------------------------------------------------
@@ -117,14 +102,6 @@ def _told(scenes: list[list[str]], tokenizer) -> np.ndarray:
         for j, word in enumerate(scene):
             ids[i, j, : len(words[word])] = words[word]
     return ids
-
-
-class TextModel(VLM):
-    """The LLM alone, called as a VLM whose image is told in words."""
-
-    def __init__(self, llm: nn.Module, tokenizer) -> None:
-        nn.Module.__init__(self)
-        self.llm, self.tokenizer = llm, tokenizer
 
 
 def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
@@ -154,7 +131,7 @@ def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -
         )
 
     fit(
-        TextModel(llm, tokenizer),
+        text_model(llm, tokenizer),
         Stage("text", r.text_steps, r.lr(r.text_lr, llm.config.hidden_size), ("llm",), r.checkpoint_every),
         batch,
         folder,
@@ -176,7 +153,7 @@ def part(p: Profile, case: dict) -> dict[str, float]:
         return tower.accuracy(p)
     size = p.size(case["size"])
     tokenizer = tokenizer_of(size)
-    model = TextModel(text_llm(p, size, case["seed"]), tokenizer).eval()
+    model = text_model(text_llm(p, size, case["seed"]), tokenizer).eval()
     bank = text_bank(p, tokenizer, seed=8)
     with torch.no_grad():
         losses = [model(bank.draw(64, 4, np.random.default_rng(i), free=1)[0]).item() for i in range(4)]
@@ -252,7 +229,7 @@ def teach(
         def batch(step: int) -> tuple:
             rng = np.random.default_rng([case.seed, stage, step])
             packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
-            drawn = (torch.tensor(rng.choice(budgets)),) if budgets else ()
+            drawn = (int(rng.choice(budgets)),) if budgets else ()
             return packed, features[torch.from_numpy(rows)].to(torch.float32), *drawn
 
         return batch
@@ -302,8 +279,8 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     torch.manual_seed(case.seed)
     eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
-    model.tower[0], bank = eyes, Bank(asked, tokenizer)
-    check_questions(model, [q.text for q in asked], bank.starts)
+    model.tower, bank = eyes, Bank(asked, tokenizer)
+    check_questions(model, [q.text for q in asked], [one.question for one in bank.rows])
     features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
     every = served(p) if case.V and case.compressor in compressors.TRAINED_ONCE else ()
     return teach(p, case, model, features, bank, bank, every, said)

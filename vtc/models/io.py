@@ -1,0 +1,63 @@
+"""A model on the disk: config.json, weights as safetensors, the tokenizer's files; no pickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from vtc import InputError
+from vtc.files import replacing
+from vtc.models.tower import Tower, load_checkpoint
+from vtc.shapes import TowerShape
+
+if TYPE_CHECKING:
+    from vtc.models.vlm import VLM
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save(model: VLM, folder: Path) -> None:
+    """Write the folder, whole or not at all; InputError where it cannot be.
+
+    A tower that is a checkpoint is named in the configuration, one of our own is saved with the model.
+    """
+    left_out = set(model.all_tied_weights_keys)  # the head, where it is the embedding table
+    if model.tower is not None and model.tower.shape.checkpoint:
+        left_out |= {f"tower.{name}" for name in model.tower.state_dict()}
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in left_out}
+    model.config.architectures, model.config.dtype = [type(model).__name__], model.llm.dtype
+    with replacing(folder) as part:
+        model.config.save_pretrained(part)
+        save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+        model.tokenizer.save_pretrained(part)
+
+
+def load(cls: type[VLM], folder: Path) -> VLM:
+    """The model that `save` wrote, in evaluation mode; raises InputError where the folder is not one."""
+    try:
+        config = cls.config_class.from_dict(json.loads((folder / CONFIG).read_text()))
+        if config.tower is None:
+            raise ValueError("its config.json names no tower")
+        weights = load_file(folder / WEIGHTS)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, TypeError, ValueError, AttributeError, SafetensorError) as e:
+        found = str(e).splitlines()[0]
+        raise InputError(
+            f"{folder}: no saved model ({found}); expected {CONFIG}, {WEIGHTS}, tokenizer.json"
+        ) from None
+    shape, tower = TowerShape.saved(config.tower, config.grid), None
+    if any(name.startswith("tower.") for name in weights):
+        tower = Tower(shape).requires_grad_(False)
+    model = cls(config, tokenizer=tokenizer, tower=tower)
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    for name in (name for name in missing if name not in model.all_tied_weights_keys):
+        raise InputError(f"{folder}: {WEIGHTS} has no {name}; save the model again")
+    model.tie_weights()
+    if shape.checkpoint:
+        model.tower = load_checkpoint(shape.checkpoint, shape.levels)
+    return model.eval()
