@@ -1,0 +1,97 @@
+"""What an image of the second world shows: a ground seen everywhere, and on it a block of handwritten marks.
+
+One mark may fill the image, or a dozen small ones stand in two lines. How many visual tokens are needed to
+tell them apart is drawn log-uniformly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from vtc.data.gridqa import words
+
+SPLITS = ("train", "validation", "test")
+SIDE = len(words.X)  # places are named on a SIDE x SIDE grid
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The distributions of the world, stated before anything is trained on it.
+
+    They largely *set* the exponents of the law: how fast the error falls with V follows from `least` and
+    `most`, how fast it falls with N from the number of facts and from `zipf`. What the world tests is whether
+    both together follow from each alone.
+    """
+
+    # The eye. An image could hold `fit` x `fit` marks of the size of its own. Log-uniform between these two, so
+    # the visual tokens that are needed to tell the marks apart, up to fit^2, are log-uniform as well.
+    least: float = 1.0
+    most: float = 10.0  # 100 tokens: more than the 36 of V = s/4, fewer than the 144 of V = s
+    rows: int = 2  # lines of marks at most
+    cols: int = 6  # marks in a line at most
+    # The memory. A fact for every land, digit and animal, 40,960 of them, of 10 bits each.
+    lands: int = len(words.LANDS)
+    entities: int = len(words.ENTITIES)
+    zipf: float = 1.0  # the fact of rank r is taught and asked in proportion to 1 / (r + offset)^zipf
+    offset: float = 100.0  # so that no land and digit is asked about far more often than another
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What n images show; marks in reading order, `rows * cols` of them, the rest of the columns unused."""
+
+    land: np.ndarray  # (n,)
+    fit: np.ndarray  # (n,) marks that would fit a side of the image
+    rows: np.ndarray  # (n,)
+    cols: np.ndarray  # (n,)
+    digit: np.ndarray  # (n, m) 0..9
+    glyph: np.ndarray  # (n, m) which handwritten digit is drawn
+    box: np.ndarray  # (n, m, 3) centre x, centre y, side, as shares of the image's side
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.land)
+
+    @property
+    def marks(self) -> np.ndarray:
+        return self.rows * self.cols
+
+    @property
+    def place(self) -> np.ndarray:
+        """(n, m, 2) x and y, 0..SIDE - 1."""
+        return np.minimum((self.box[..., :2] * SIDE).astype(np.int64), SIDE - 1)
+
+
+@cache
+def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Real handwritten digits (n, 8, 8) in 0..1 and their values: 5/8 train, 1/8 validation, 1/4 test."""
+    from sklearn.datasets import load_digits
+
+    images, values = load_digits(return_X_y=True)
+    order = np.random.default_rng(7).permutation(len(values))
+    cuts = {"train": (0, 5), "validation": (5, 6), "test": (6, 8)}[split]
+    rows = order[cuts[0] * len(order) // 8 : cuts[1] * len(order) // 8]
+    return images[rows].reshape(-1, 8, 8).astype(np.float32) / 16, values[rows]
+
+
+def make_scenes(config: WorldConfig, n: int, split: str, seed: int) -> Scenes:
+    """n scenes of that split (its handwriting), the same for the same seed."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    fit = np.exp(rng.uniform(np.log(config.least), np.log(config.most), n))
+    rows, cols = (np.minimum(fit.astype(int), most) for most in (config.rows, config.cols))
+    m = config.rows * config.cols
+    _, values = handwriting(split)
+    glyph = rng.integers(0, len(values), (n, m))
+    pitch = 1 / fit[:, None]  # of the image's side
+    corner = rng.random((n, 2)) * (1 - np.stack([cols, rows], -1) * pitch)  # of the block
+    mark = np.arange(m)[None]  # in reading order
+    cell = np.stack([mark % cols[:, None], mark // cols[:, None]], -1) + 0.5  # (n, m, 2)
+    centre = corner[:, None] + (cell + rng.uniform(-0.08, 0.08, (n, m, 2))) * pitch[..., None]
+    side = rng.uniform(0.8, 0.95, (n, m, 1)) * pitch[..., None]
+    centre = np.clip(centre, side / 2, 1 - side / 2)
+    box = np.concatenate([centre, side], -1)
+    land = rng.integers(0, config.lands, n)
+    return Scenes(land, fit, rows, cols, values[glyph], glyph, box, seed)
