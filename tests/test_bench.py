@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vtc import InputError, benchmark, cost, figures, machine, profiles
-from vtc.benchmark import pace
+from vtc.benchmark import pace, process
 from vtc.benchmark.clock import in_turn, interval, milliseconds, ratio, summary
 from vtc.commands import bench
 from vtc.experiments import clock as clock_rows
@@ -18,78 +18,6 @@ from vtc.figures import clock as draw
 from vtc.scaling import seconds
 
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
-
-
-def llm(kv_heads=4, bias=True, dtype="float32"):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    kinds = (Qwen2Config, Qwen2ForCausalLM) if bias else (LlamaConfig, LlamaForCausalLM)
-    model = kinds[1](
-        kinds[0](
-            vocab_size=300,
-            hidden_size=64,
-            intermediate_size=160,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=kv_heads,
-            tie_word_embeddings=bias,
-            eos_token_id=None,
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms that are not 0 and 1
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(getattr(torch, dtype)).eval()
-
-
-@pytest.mark.parametrize("kv_heads, bias", [(4, True), (2, True), (4, False)])
-@pytest.mark.parametrize("graph", [False, True])
-def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, graph):
-    import torch
-
-    from vtc.models.fast import Runner
-
-    model = llm(kv_heads, bias)
-    runner = Runner(model, tokens=60, batch=2, graph=graph)
-    for batch, length in ((2, 19), (1, 45)):  # the second is padded to a multiple of 32
-        x = torch.randn(batch, length, 64)
-        with torch.no_grad():
-            wanted = model(inputs_embeds=x).logits[:, -1]
-            tokens = model.generate(
-                inputs_embeds=x, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0
-            )
-        assert torch.allclose(runner.logits(runner.prefill(x)), wanted, atol=1e-5)
-        runner.prefill(x[:, :7])  # a prefix kept, as with the question before the image
-        assert torch.allclose(runner.logits(runner.prefill(x[:, 7:], past=7)), wanted, atol=1e-5)
-        assert torch.equal(runner.generate(x, 9), tokens)
-    assert runner.kv_bytes > 0
-
-
-@pytest.mark.parametrize("kv_heads, blocks", [(4, True), (2, True), (4, False)])
-def test_the_runner_in_bf16_is_as_near_as_bf16_allows(kv_heads, blocks, monkeypatch):
-    import torch
-
-    from vtc.models import fast
-    from vtc.models.fast import Runner
-
-    monkeypatch.setattr(fast, "in_blocks", lambda q: blocks)
-    model, x = llm(kv_heads, dtype="bfloat16"), torch.randn(1, 40, 64).bfloat16()
-    with torch.no_grad():
-        exact = model.float()(inputs_embeds=x.float()).logits[:, -1]
-        theirs = model.bfloat16()(inputs_embeds=x).logits[:, -1].float()
-    ours = (runner := Runner(model, 40)).logits(runner.prefill(x)).float()
-    assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max() + 1e-3
-
-
-def test_a_runner_too_small_says_so():
-    import torch
-
-    from vtc.models.fast import Runner
-
-    with pytest.raises(InputError, match="built for 1 x 8"):
-        Runner(llm(), 8).prefill(torch.zeros(1, 9, 64))
 
 
 def test_the_interval_of_the_median_covers_as_often_as_it_says():
@@ -164,26 +92,53 @@ def test_training_and_first_token_are_clocked_and_say_where(tmp_path, monkeypatc
 
 @pytest.fixture(scope="module")
 def clock():
-    c = benchmark.case("smoke:xs", (0, 1, 16), baseline=True, **SMALL)
+    c = benchmark.case("smoke:xs", (0, 1, 16), ("quecc", "tokenpacker"), baseline=True, **SMALL)
     rows = pd.DataFrame([{**c, **row} for row in benchmark.measure(c)])
     again = rows.assign(repeat=1, **{name: rows[name] * 1.01 for name in ("median_ms", "low_ms", "high_ms")})
     return pd.concat([rows, again], ignore_index=True)
 
 
 def test_a_case_gives_every_stage_with_its_floor(clock):
-    first = clock[(clock["repeat"] == 0)]
-    stages = first.groupby("tokens")["stage"].agg(set)
+    first = clock[clock["repeat"] == 0]
+    stages = first.groupby(["compressor", "tokens"])["stage"].agg(set)
     always = {"prefill", "first", "ttft", "decode"}
-    assert always <= stages[0] and not {"compressor", "projector", "question"} & stages[0]
-    assert always | {"tower", "question", "compressor", "projector"} <= stages[1]
-    assert always | {"question", "compressor", "projector"} <= stages[16]
+    assert stages["quecc", 0] == always
+    assert stages["quecc", 16] >= always | {"question", "compressor", "projector"}
+    assert stages["tokenpacker", 16] == always | {"compressor"}  # it ends at the LLM's width
+    assert stages["quecc", 1] == stages["quecc", 16] | {"tower"}
     assert (clock["median_ms"] > 0).all() and (clock["low_ms"] <= clock["high_ms"]).all()
+    assert first["n"].nunique() == 1  # all in turn
     counted = clock[clock["floor_ms"].notna()]
     assert (counted["flops"] > 0).all() and set(counted["binds"]) <= {"compute", "bandwidth"}
     assert counted["share"].between(0, 1.5).all()
     assert (clock["peak_bytes"] > 1e8).all() and (clock["peak_flops"] >= clock["peak_plain_flops"]).all()
     prefill = first[(first["stage"] == "prefill") & (first["tokens"] == 16)].iloc[0]
     assert prefill["flops"] == pytest.approx(cost.llm_pass(benchmark.shapes(first.iloc[0])[0], 66).flops)
+
+
+def test_compressors_share_the_stages_that_they_do_not_change(clock):
+    """Prefill at V tokens is one measurement, whoever made the tokens; the tower stands once."""
+    first = clock[clock["repeat"] == 0].set_index(["compressor", "tokens", "stage"])["samples_ms"]
+    for V in (1, 16):
+        assert first["quecc", V, "prefill"] == first["tokenpacker", V, "prefill"]
+        assert first["quecc", V, "ttft"] != first["tokenpacker", V, "ttft"]
+    assert (clock["stage"] == "tower").sum() == 2  # and once in the repetition
+
+
+@pytest.mark.parametrize("name", ["quecc", "tokenpacker"])
+def test_the_stages_clocked_are_the_parts_of_generate(name):
+    """Put behind each other they say what `VLM.generate` says; q = Q, as there the text is the question."""
+    from vtc.benchmark.stages import Bench
+
+    c = benchmark.case("smoke:xs", (16,), (name,), baseline=True, Q=7, q=7, dtype="fp32", **SMALL)
+    bench = Bench(c)
+    calls = bench.calls(16)
+    first = bench.engine.first(calls[16, "", "prefill"]())
+    said = calls[16, "", "decode"]()  # (b, 1, G), the first token among them
+    assert said.shape[-1] == c["G"] and said[0, 0, 0] == first[0, 0] == calls[16, name, "ttft"]()[0, 0]
+    words = bench.tokenizer.batch_decode(said[:, 0], skip_special_tokens=True)
+    assert words == calls[16, name, "ours all tokens"]() and len(words[0].split()) == c["G"]
+    assert calls[16, name, "baseline all tokens"]() == words
 
 
 def test_reading_the_clock(clock):
@@ -253,8 +208,27 @@ def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
         (1, benchmark.OUT_OF_MEMORY),
         (16, benchmark.OUT_OF_MEMORY),
     ]
+
+
+def test_only_the_v_that_do_not_fit_are_lost(monkeypatch):
+    """The largest V is given up until the rest fits; a process that fails otherwise says why."""
+    tried = []
+
+    def clocked(c, memory_gb):
+        tried.append(c["V"])
+        return None if "144" in c["V"] else [{"tokens": int(V), "status": "ok"} for V in c["V"].split()]
+
+    monkeypatch.setattr(process, "_clocked", clocked)
+    rows = process.measure(benchmark.case("smoke:xs", (1, 16, 144), **SMALL))
+    assert tried == ["1 16 144", "1 16"]
+    assert [(row["tokens"], row["status"]) for row in rows] == [
+        (1, "ok"), (16, "ok"), (144, benchmark.OUT_OF_MEMORY),
+    ]  # fmt: skip
+
+
+def test_a_huge_case_is_refused_before_it_starts():
     huge = benchmark.case("qwen1.5-14b", (576,), batch=10_000)
-    rows = benchmark.measure(huge)  # refused before it starts
+    rows = benchmark.measure(huge)
     assert rows[0]["status"] == benchmark.OUT_OF_MEMORY and rows[0]["needs_bytes"] > 1e12
 
 
@@ -264,7 +238,7 @@ def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
         (["--llm", "14", "--batch", "100000"], "needs about"),
         (["--llm", "gpt"], "unknown LLM"),
         (["--llm", "0.5", "--V", "some"], "whole numbers"),
-        (["--llm", "0.5", "--compressor", "magic"], "unknown compressor"),
+        (["--llm", "0.5", "--compressor", "quecc,magic"], "unknown compressor"),
         (["--llm", "0.5", "--compressor", "fastv"], "no stage for fastv"),
         (["--llm", "0.5", "--compressor", "downsample_image"], "no stage for downsample_image"),
         (["--llm", "0.5", "--compressor", "prumerge"], "no stage for prumerge"),
@@ -290,19 +264,6 @@ def test_a_gpu_that_is_not_there(capsys):
     assert "no GPU was found" in capsys.readouterr().err
     with pytest.raises(InputError, match="none was found and no rows"):  # replay only, nothing is clocked
         clock_rows.table(profiles.get("gpu", recompute=True, run="empty"))
-
-
-@pytest.mark.parametrize("t, past", [(1, 0), (5, 0), (128, 3), (300, 40)])
-def test_attention_in_blocks_is_attention(t, past):
-    import torch
-
-    from vtc.models.fast import attend_in_blocks
-
-    draw = torch.Generator().manual_seed(0)
-    q, keys, values = (torch.randn(2, 3, n, 8, generator=draw) for n in (t, t + past, t + past))
-    mask = torch.ones(t, t + past, dtype=torch.bool).tril(past)
-    wanted = torch.nn.functional.scaled_dot_product_attention(q, keys, values, mask)
-    torch.testing.assert_close(attend_in_blocks(q, keys, values), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_floor_is_that_of_the_whole_run():
@@ -348,20 +309,18 @@ def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-4), ("bfloat16", 0.15)])
 def test_a_quickened_tower_gives_the_same_features(dtype, atol, monkeypatch):
-    import copy
-
     import torch
 
-    from vtc.models import fast
+    from vtc.models import kernels
     from vtc.models.tower import Tower
 
-    monkeypatch.setattr(fast, "in_blocks", lambda q: dtype == "bfloat16")
+    monkeypatch.setattr(kernels, "in_blocks", lambda q: dtype == "bfloat16")
     p = profiles.get("smoke")
     torch.manual_seed(0)
     eyes = Tower(p.tower).to(getattr(torch, dtype)).eval()
     images = torch.randint(0, 256, (3, p.pixels, p.pixels, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        wanted, found = eyes(images), fast.quicken(copy.deepcopy(eyes))(images)
+        wanted, found = eyes(images), kernels.quicken(eyes)(images)
     torch.testing.assert_close(found.levels, wanted.levels, atol=atol, rtol=0.02)
 
 
@@ -415,4 +374,10 @@ def test_the_recorded_rows_are_still_read_and_drawn():
     assert set(benchmark.speedups(clock)["compressor"]) >= {"quecc", "tokenpacker"}
     assert (benchmark.throughput(clock)["requests_per_s"] > 0).all()
     errors = pd.DataFrame({"N": clock["N"].unique(), "V": 16, "error_reasoning": 0.5})
-    assert seconds.own_seconds(clock, errors)["frontier"].any()
+    own = seconds.own_seconds(clock, errors)
+    assert own["frontier"].any() and own["ms"].between(own["low_ms"], own["high_ms"]).all()
+    for rows in (own, seconds.published_seconds("h200")):
+        assert len(figures.drawn(draw.pareto(rows, "title", "below"))) == len(rows)
+    pays = seconds.batch_that_pays(["h200"])
+    assert len(figures.drawn(draw.batch_that_pays(pays))) == len(pays)
+    assert len(figures.drawn(draw.kv_room(seconds.memory("h200"), "H200"))) > 100

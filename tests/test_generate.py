@@ -201,7 +201,7 @@ def test_the_engine_is_kept_until_weights_change():
     assert generate.engine_of(model.llm, torch.float32) is not first
     assert model.generate(features(1), ["describe ?"]) != before
     model.train()
-    assert model.llm not in generate._RUNNERS
+    assert model.llm not in generate._BUILT
 
 
 def test_what_is_hooked_or_adapted_is_left_to_transformers():
@@ -224,3 +224,19 @@ def test_positions_may_be_fractions_and_no_token_sees_what_stands_behind_it():
     assert place.tolist() == sorted(place.tolist()) and place[16] == 4
     seen = Layout(layout.segment, layout.position_ids).mask(torch.float32)[0, 0] == 0
     assert torch.equal(seen, torch.ones(18, 18, dtype=torch.bool).tril())
+
+
+def test_images_are_seen_by_the_quick_tower_until_its_weights_change():
+    from vtc.models.tower import Tower
+
+    model = vlm("A")
+    model.tower = tower = Tower(P.tower).eval().requires_grad_(False)
+    shape = (2, P.pixels, P.pixels, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    asked = ["what shape is the red one ?"] * 2
+    assert model.generate(images, asked) == model.generate(tower(images), asked)
+    quick = generate.quick_tower(tower)
+    assert quick is not tower and generate.quick_tower(tower) is quick
+    torch.testing.assert_close(quick(images).levels, tower(images).levels, atol=1e-4, rtol=0.02)
+    tower.visual.conv1.weight.mul_(2)
+    assert generate.quick_tower(tower) is not quick

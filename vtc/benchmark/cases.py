@@ -15,8 +15,11 @@ WORDS = 128  # vocabulary of the small LLMs of the sweep
 OUT_OF_MEMORY = "out of memory"
 
 
-def case(llm: str, V: Iterable[int], **changes) -> dict:
-    """One case as a flat dict (its own key): defaults are a laptop's; `V` is written as "0 1 16"."""
+def case(llm: str, V: Iterable[int], compressors: Iterable[str] = ("quecc",), **changes) -> dict:
+    """One case as a flat dict (its own key): defaults are a laptop's; `V` is written as "0 1 16".
+
+    All its V and compressors are clocked in turn, in one process, so that they can be compared.
+    """
     known = {
         "llm": llm,  # preset of vtc.cost, "profile:size", or a checkpoint (folder or hub id)
         "V": " ".join(str(v) for v in sorted(set(V))),
@@ -24,7 +27,7 @@ def case(llm: str, V: Iterable[int], **changes) -> dict:
         "q": 20,
         "G": 8,  # generated tokens
         "batch": 1,
-        "compressor": "quecc",
+        "compressors": " ".join(compressors),
         "question": "paid",  # paid | cached | shared
         "tower": "clip",  # CLIP ViT-L/14-336, or the tower of a profile by name
         "dtype": "bf16",
@@ -41,27 +44,29 @@ def cases(p: Profile) -> list[dict]:
     if p.name == "smoke":
         sizes, quick = [s.name for s in p.sizes], {"tower": "smoke", "budget_s": 0.2, "G": 4}
         return [case(f"smoke:{n}", p.V, batch=b, baseline=b == 1, **quick) for n, b in zip(sizes, (1, 8))]
+    both = ("quecc", "tokenpacker")
     if p.name == "laptop":
         half, small = "qwen1.5-0.5b", {"tower": "laptop", "G": 16, "budget_s": 1}
         return [
-            *(case(half, (0, 1, 16, 144, 576), baseline=True, repeat=r) for r in (0, 1)),
+            *(case(half, (0, 1, 4, 16, 36, 144, 576), both, baseline=True, repeat=r) for r in (0, 1)),
             case(half, (1, 16, 144, 576), batch=4),
-            case(half, (1, 4, 16, 36, 576), compressor="tokenpacker", budget_s=4),
             case(half, (1, 16), dtype="fp32", budget_s=4),
             case("qwen1.5-1.8b", (1, 576), budget_s=4),
             *(
-                case(f"laptop:{s.name}", p.V, batch=b, baseline=b == 1, **small)
+                case(f"laptop:{s.name}", p.V, both, batch=b, baseline=b == 1, **small)
                 for s in p.sizes
                 for b in (1, 32)
             ),
         ]
     if p.name == "gpu":
         base, V = {"on": "cuda", "G": 32, "budget_s": 2}, (0, 1, 4, 16, 36, 144, 576)
-        grid = [(n, b) for n in cost.LLMS for b in (1, 8, 32, 128)]
+        several = {"vicuna-7b": (*both, "pool", "mqt")}
         return [
-            *(case(n, V, batch=b, baseline=b == 1, **base) for n, b in grid),
-            *(case(n, V, baseline=True, repeat=1, **base) for n in cost.LLMS),
-            *(case("vicuna-7b", V[1:], compressor=c, **base) for c in ("tokenpacker", "pool", "mqt")),
+            *(
+                case(n, V, several.get(n, both), batch=b, baseline=b == 1, repeat=r, **base)
+                for n in cost.LLMS
+                for b, r in ((1, 0), (1, 1), (8, 0), (32, 0), (128, 0))
+            ),
             case("vicuna-7b", V[1:], question="cached", **base),
             case("qwen1.5-0.5b", V, dtype="fp32", **base),
         ]
@@ -74,11 +79,11 @@ def prompts(p: Profile) -> list[dict]:
         quick = {"tower": "smoke", "budget_s": 0.1}
         return [case("smoke:xs", (1, p.s), Q=Q, G=G, **quick) for Q, G in ((50, 4), (200, 4), (50, 16))]
     llm, base = {
-        "laptop": ("qwen1.5-0.5b", {"budget_s": 1, "compressor": "tokenpacker"}),
-        "gpu": ("vicuna-7b", {"budget_s": 2, "compressor": "tokenpacker", "on": "cuda"}),
+        "laptop": ("qwen1.5-0.5b", {"budget_s": 1}),
+        "gpu": ("vicuna-7b", {"budget_s": 2, "on": "cuda"}),
     }.get(p.name, ("", {}))
     asked = ((10, 8), (50, 8), (200, 8), (600, 8), (50, 2), (50, 64)) if llm else ()
-    return [case(llm, (1, 576), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
+    return [case(llm, (1, 576), ("tokenpacker",), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
 
 
 def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
@@ -104,13 +109,17 @@ def _checkpoint_shape(name: str) -> cost.LLMShape:
     return cost.LLMShape(name, *wide, tied=bool(k.tie_word_embeddings), bias=k.model_type == "qwen2")
 
 
-def needs(c: dict) -> float:
-    """Bytes that a case will hold at its largest V (a CPU also keeps the weights of the baseline)."""
-    shape, tower = shapes(c)
-    pipe = cost.Pipeline(shape, tower, c["compressor"], c["question"], c["dtype"])
-    held = cost.memory(pipe, max(int(v) for v in c["V"].split()), c["Q"], c["G"], c["batch"])
-    twice = held["weights"] if c["baseline"] and c["on"] == "cpu" else 0
-    return float(held["total"] + twice) + 0.6e9  # the libraries themselves
+def needs(c: dict, V: int | None = None) -> float:
+    """Bytes that a case will hold at V tokens, by default its most.
+
+    On a CPU the engine packs a copy of the weights; the others are let go unless the baseline runs on them.
+    """
+    (shape, tower), V = shapes(c), max(tokens(c)) if V is None else V
+    pipes = [cost.Pipeline(shape, tower, name, c["question"], c["dtype"]) for name in names(c)]
+    held = [cost.memory(pipe, V, c["Q"], c["G"], c["batch"]) for pipe in pipes]
+    most = max(held, key=lambda one: one["total"])
+    twice = most["weights"] if c["baseline"] and c["on"] == "cpu" else 0
+    return float(most["total"] + twice) + 0.6e9  # the libraries themselves
 
 
 def check(c: dict) -> None:
@@ -119,10 +128,11 @@ def check(c: dict) -> None:
         raise InputError(f"device {c['on']!r} is unknown: use cpu or cuda")
     if c["on"] == "cuda" and not has_cuda():
         raise InputError("no GPU was found here: use --device cpu, or run on a machine with CUDA")
-    compressor = compressors.find(c["compressor"])
-    inside = compressor.shrinks_image or compressor.needs_attention or compressor.needs_keys
-    if compressor.cost_class != "A" or inside:
-        raise InputError(f"the clock has no stage for {c['compressor']}: it works in the tower or the LLM")
+    for name in names(c):
+        found = compressors.find(name)
+        inside = found.shrinks_image or found.needs_attention or found.needs_keys
+        if found.cost_class != "A" or inside:
+            raise InputError(f"the clock has no stage for {name}: it works in the tower or the LLM")
     want, there = needs(c), free_bytes(c["on"])
     if want > there:
         what = f"{c['llm']} in {c['dtype']} at batch {c['batch']}"
@@ -130,5 +140,10 @@ def check(c: dict) -> None:
 
 
 def tokens(c: dict) -> list[int]:
-    """The V of a case."""
+    """The V of a case, rising."""
     return [int(v) for v in str(c["V"]).split()]
+
+
+def names(c: dict) -> list[str]:
+    """The compressors of a case."""
+    return c["compressors"].split()

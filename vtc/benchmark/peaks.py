@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vtc.benchmark.clock import in_turn
-from vtc.models.fast import Product
+from vtc.models.kernels import Product
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,52 +6,61 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from vtc.benchmark.cases import OUT_OF_MEMORY, needs, tokens
 from vtc.machine import die_with, free_bytes, is_out_of_memory
 
+KILLED, LOST = -9, 3  # what a process returns that the system killed, or that found no memory
+
 
 def measure(c: dict, memory_gb: float | None = None) -> list[dict]:
-    """Clocks one case in a fresh process -> a row a V and stage; a V that does not fit says so in its row."""
-    if c["on"] == "cpu" and needs(c) > free_bytes("cpu"):  # a CPU would swap for minutes before it failed
-        return [_lost(c, V) for V in tokens(c)]
+    """Clocks one case in a fresh process -> a row a V, compressor and stage.
+
+    Where memory runs out, the largest V gets a row that says so and the others are clocked without it. On a
+    CPU a V that cannot fit is not begun: it would swap for minutes before it failed.
+    """
+    fits = [V for V in tokens(c) if c["on"] != "cpu" or needs(c, V) <= free_bytes("cpu")]
+    rows: list[dict] | None = None
+    while fits and (rows := _clocked(c | {"V": " ".join(map(str, fits))}, memory_gb)) is None:
+        fits.pop()
+    lost = [V for V in tokens(c) if V not in fits]
+    said = {"stage": "all", "status": OUT_OF_MEMORY}
+    return (rows or []) + [{"tokens": V, **said, "needs_bytes": needs(c, V)} for V in lost]
+
+
+def _clocked(c: dict, memory_gb: float | None) -> list[dict] | None:
+    """The rows of a case from a process of its own; None where its memory ran out."""
     words = [sys.executable, "-m", "vtc.benchmark.process", json.dumps(c), str(memory_gb or "")]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"VTC_PROGRESS": "off"})
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    missing = [V for V in tokens(c) if V not in {row["tokens"] for row in rows}]
-    if missing and done.returncode not in (-9, 0):
+    if done.returncode in (KILLED, LOST):
+        return None
+    if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the clock died")
-    return rows + [_lost(c, V) for V in missing]  # killed by the kernel: it ran out of memory
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def _lost(c: dict, V: int) -> dict:
-    return {"tokens": V, "stage": "all", "status": OUT_OF_MEMORY, "needs_bytes": needs(c)}
-
-
-def _serve(c: dict, memory_gb: str) -> None:
-    """The child: clocks every V of the case and prints its rows as lines of JSON."""
+def _serve(c: dict, memory_gb: str) -> int:
+    """The child: prints the rows of the case as lines of JSON."""
     die_with(os.getppid())
     from vtc.benchmark.stages import Bench
 
     if memory_gb:
         _limit(float(memory_gb) * 1e9)
-    bench = None
-    for V in tokens(c):
-        try:
-            bench = bench or Bench(c)
-            rows = bench.rows(V)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            rows = [_lost(c, V)]
-        for row in rows:
-            print(json.dumps(row), flush=True)
+    try:
+        rows = Bench(c).rows()
+    except Exception as error:
+        if is_out_of_memory(error):
+            return LOST
+        raise
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    return 0
 
 
 def _limit(extra: float) -> None:
     """Lets this process take so many bytes more than it has, and no more."""
     import resource
-    from pathlib import Path
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = int(pages * resource.getpagesize() + extra)
@@ -59,4 +68,4 @@ def _limit(extra: float) -> None:
 
 
 if __name__ == "__main__":
-    _serve(json.loads(sys.argv[1]), sys.argv[2])
+    sys.exit(_serve(json.loads(sys.argv[1]), sys.argv[2]))

@@ -1,198 +1,243 @@
-"""The torch side of the clock: builds what a case names, and times its stages on the device itself."""
+"""The torch side of the clock: a model of the case's shapes, and every part of its `VLM.generate` timed.
+
+    tower -> question (where the compressor reads it) -> compressor -> projector -> prefill -> first -> decode
+
+The parts are those that answer users: the model's own compressor and projector, and the engine of
+`vtc.models.generate`. All V and all compressors of a case are timed in turn, the tower once a turn.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vtc import compressors, cost, machine
-from vtc.benchmark.cases import shapes, tokens
+from vtc import cost, machine
+from vtc.benchmark.cases import WORDS, names, shapes, tokens
 from vtc.benchmark.clock import in_turn, summary
 from vtc.benchmark.peaks import DTYPES, peaks
 from vtc.benchmark.reading import floor
-from vtc.compressors.base import Features, mlp2x
-from vtc.models.fast import Runner, quicken
+from vtc.models import generate
+from vtc.models.llm import make_tokenizer
+from vtc.models.runner import Runner
 from vtc.models.tower import Tower
+from vtc.models.vlm import VLM, VLMConfig
+from vtc.shapes import LLMShape
+
+Key = tuple[int, str, str]  # V, compressor ("": the same for all), stage
 
 
-def make_llm(name: str, shape: cost.LLMShape, dtype: torch.dtype, on: str) -> nn.Module:
-    """transformers' model of a shape with random weights, or a checkpoint's, as its defaults have it."""
-    from transformers import (
-        AutoModelForCausalLM,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
+def random_llm(shape: LLMShape, dtype: torch.dtype, device: str) -> nn.Module:
+    """transformers' Qwen2 (LLaMA where q, k, v have no biases) of that shape, weights drawn on the device."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    of, build = (Qwen2Config, Qwen2ForCausalLM) if shape.bias else (LlamaConfig, LlamaForCausalLM)
+    config = of(
+        vocab_size=shape.vocab, hidden_size=shape.d, intermediate_size=shape.d_ff,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads, tie_word_embeddings=bool(shape.tied), pad_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        llm = build(config)
+    rotary = type(llm.model.rotary_emb)(config=config).to(device)  # tables are computed, not weights
+    llm = llm.to(dtype).to_empty(device=device)
+    llm.model.rotary_emb = rotary
+    llm.tie_weights()
+    draw = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for weight in llm.parameters():
+            weight.fill_(1) if weight.dim() == 1 else weight.uniform_(-0.02, 0.02, generator=draw)
+    return llm
+
+
+def make_llm(name: str, shape: LLMShape, dtype: torch.dtype, device: str) -> nn.Module:
+    """A checkpoint's LLM, or one of that shape with random weights, as transformers' defaults have it."""
+    from transformers import AutoModelForCausalLM
 
     if "/" in name or Path(name).is_dir():
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(on).eval()
-    kinds = (Qwen2Config, Qwen2ForCausalLM) if shape.bias else (LlamaConfig, LlamaForCausalLM)
-
-    def config(layers: int, vocab: int, d_ff: int):
-        wide = {
-            "hidden_size": shape.d,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-        }
-        size = {"num_hidden_layers": layers, "vocab_size": vocab, "intermediate_size": d_ff}
-        return kinds[0](
-            **wide, **size, tie_word_embeddings=bool(shape.tied), eos_token_id=None, pad_token_id=0
-        )
-
-    with torch.device("meta"):
-        model = kinds[1](config(shape.layers, shape.vocab, shape.d_ff))
-    tables = dict(
-        kinds[1](config(1, 8, 8)).named_buffers()
-    )  # rotary tables are no weights, the same at any size
-    model = model.to(dtype).to_empty(device=on)
-    generator = torch.Generator(on).manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1) if parameter.dim() == 1 else parameter.uniform_(
-                -0.02, 0.02, generator=generator
-            )
-        for buffer_name, buffer in model.named_buffers():
-            buffer.copy_(tables[buffer_name])
-    model.tie_weights()
-    return model.eval()
+        llm = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device)
+    else:
+        llm = random_llm(shape, dtype, device)
+    llm.generation_config.eos_token_id = None  # every request makes all G tokens
+    return llm.eval().requires_grad_(False)
 
 
 class Bench:
-    """One case: LLM, runner and tower stay; a compressor is built for each V."""
-
-    def __init__(self, c: dict):
-        self.c, self.on, self.dtype = c, c["on"], DTYPES[c["dtype"]]
-        self.shape, self.tower_shape = shapes(c)
-        self.batch = c["batch"]
-        torch.manual_seed(0)
-        self.origin = {"device": machine.device_name(self.on)} | (
-            machine.driver() if self.on == "cuda" else {"threads": torch.get_num_threads()}
-        )
-        self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
-        self.room = max(tokens(c)) + c["Q"] + c["G"]
-        self.pipe = cost.Pipeline(self.shape, self.tower_shape, c["compressor"], c["question"], c["dtype"])
-        self.way = self.pipe.question_pass(
-            cost.compressor(c["compressor"], self.tower_shape, 1, self.shape.d)
-        )
-        self.baseline = make_llm(c["llm"], self.shape, self.dtype, self.on)
-        self.baseline.generation_config.eos_token_id = None  # every request makes all G tokens
-        self.runner = Runner(self.baseline, self.room, self.batch, release=not c["baseline"])
-        tower, pixels = Tower(self.tower_shape), self.tower_shape.pixels
-        self.tower = quicken(tower.to(self.on, self.dtype).eval().requires_grad_(False))
-        self.images = torch.zeros(self.batch, pixels, pixels, 3, dtype=torch.uint8, device=self.on)
-        self.text = self._embedded(c["Q"])
-        self.seen_tower = False
-
-    def _embedded(self, tokens: int) -> Tensor:
-        ids = torch.arange(self.batch * tokens, device=self.on).view(self.batch, -1) % self.shape.vocab
-        return torch.nn.functional.embedding(ids, self.runner.embedding)
+    """One case: the LLM, its engine and the tower stay; a model is put together for each compressor and V."""
 
     @torch.inference_mode()
-    def rows(self, V: int) -> list[dict]:
-        """Every stage at V visual tokens: its times, its counted floor, what binds, memory."""
-        machine.forget_peak(self.on)
-        calls = self.calls(V)
-        c, steps = self.c, self.c["G"] - 1
-        taken = in_turn(calls, self.on, c["budget_s"], label=f"{c['llm']} V={V}")
-        taken["decode"] = [ms / steps for ms in taken["decode"]]
-        work = cost.stages(self.pipe, V, c["Q"], c["G"], self.batch, c["q"])
-        work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
-        kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
-        same = {"tokens": V, "status": "ok", "N": float(self.shape.N)} | self.origin | self.peaks
-        same |= {
-            "peak_bytes": machine.peak_bytes(self.on),
-            "kv_bytes": kv,
-            "load": round(os.getloadavg()[0], 2),
-        }
+    def __init__(self, c: dict):
+        self.c, self.on, self.dtype, self.batch = c, c["on"], DTYPES[c["dtype"]], c["batch"]
+        self.shape, self.eyes = shapes(c)
+        torch.manual_seed(0)
+        self.origin = {"device": machine.device_name(self.on), "threads": torch.get_num_threads()}
+        self.origin |= machine.driver() if self.on == "cuda" else {}
+        self.peaks = peaks(self.on, c["dtype"], quick=c["budget_s"] < 0.5)
+        self.tokenizer = make_tokenizer(tuple(f"word{i}" for i in range(WORDS - 3)))  # and three special ones
+        self.llm = make_llm(c["llm"], self.shape, self.dtype, self.on)
+        self.llm.lm_head.weight[self.tokenizer.eos_token_id] = 0  # no answer ends early
+        if c["baseline"]:
+            self.engine = generate.engine_of(self.llm, self.dtype)
+        else:  # nobody else needs the weights: memory holds them once
+            self.engine = Runner(self.llm, self.dtype, release=True)
+        self.engine.kept = len(tokens(c)) + 1  # a size of request each, and one to spare: all V are in turn
+        self.tower = Tower(self.eyes).to(self.on, self.dtype).eval().requires_grad_(False)
+        side = self.eyes.pixels
+        self.images = torch.zeros(self.batch, side, side, 3, dtype=torch.uint8, device=self.on)
+        self.features = self.tower(self.images)
+        ids = torch.tensor(self.tokenizer(self.question)["input_ids"], device=self.on)
+        self.text = self.llm.get_input_embeddings()(ids.expand(self.batch, -1))  # (b, Q, d)
+
+    @property
+    def question(self) -> str:
+        """A text of Q tokens."""
+        return " ".join(f"word{i % (WORDS - 3)}" for i in range(self.c["Q"]))
+
+    @torch.inference_mode()
+    def rows(self) -> list[dict]:
+        """A row a V, compressor and stage: its times, its counted floor, what binds, the memory of that V."""
+        calls, peak = {}, {}
+        for V in tokens(self.c):
+            machine.forget_peak(self.on)
+            now = self.calls(V)
+            for call in now.values():  # warms up
+                call()
+            calls, peak[V] = calls | now, machine.peak_bytes(self.on)
+        budget = self.c["budget_s"] * len(peak)
+        taken = in_turn(calls, self.on, budget, warm_up=0, label=self.c["llm"])
         return [
-            {**same, "stage": s, **_floor(s, work, self.peaks, ms), **summary(ms)} for s, ms in taken.items()
+            self._row(V, name, stage, ms, peak[V])
+            for name in names(self.c)
+            for (V, whose, stage), ms in taken.items()
+            if whose in ("", name)
         ]
 
-    def calls(self, V: int) -> dict[str, Callable]:
-        """Stage -> a call that does it once, on inputs made beforehand."""
-        c, run, q = self.c, self.runner, self.c["q"]
-        calls: dict[str, Callable] = {}
-        question = self.text[:, :q]
-        before, past = self.text, 0
-        if V:
-            features = self.tower(self.images)
-            compress, project, reads = self._eyes(V, features)
-            asked = run.prefill(question) if self.way else question if reads else None
-            visual = compress(asked)
-            if not self.seen_tower:  # the same at every V: once is enough
-                calls["tower"] = lambda: self.tower(self.images)
-                self.seen_tower = True
-            if self.way in ("paid", "shared"):
-                calls["question"] = lambda: run.prefill(question)
-            calls["compressor"] = lambda: compress(asked)
-            if project is not None:
-                calls["projector"] = lambda: project(visual)
-            past = q if self.way == "shared" else 0
-            seen = visual if project is None else project(visual)
-            before = torch.cat([seen, self.text[:, past:]], 1)
-        ready = run.prefill(before, past)
-        end, steps = past + before.shape[1], c["G"] - 1
+    def _row(self, V: int, name: str, stage: str, ms: list[float], peak_bytes: float) -> dict:
+        c, steps = self.c, max(self.c["G"] - 1, 1)
+        work = cost.stages(self._pipe(name), V, c["Q"], c["G"], self.batch, c["q"])
+        work["decode"] = cost.Work(work["decode"].flops / steps, work["decode"].bytes / steps)
+        if stage.startswith("decode"):
+            ms = [x / steps for x in ms]
+        kv = self.batch * (V + c["Q"] + c["G"]) * float(self.shape.kv_bytes(c["dtype"]))
+        same = {"tokens": V, "compressor": name, "stage": stage, "status": "ok", "N": float(self.shape.N)}
+        same |= {"peak_bytes": peak_bytes, "kv_bytes": kv, "load": round(os.getloadavg()[0], 2)}
+        return same | self.origin | self.peaks | _floor(stage, work, self.peaks, ms) | summary(ms)
 
-        def until_first() -> None:
-            x = self.text
-            if V:
-                z = compress(run.prefill(question) if self.way in ("paid", "shared") else asked)
-                x = torch.cat([z if project is None else project(z), self.text[:, past:]], 1)
-            run.first(run.prefill(x, past))
+    def _pipe(self, name: str) -> cost.Pipeline:
+        return cost.Pipeline(self.shape, self.eyes, name, self.c["question"], self.c["dtype"])
 
-        calls["prefill"] = lambda: run.prefill(before, past)
-        calls["first"] = lambda: run.first(ready)
-        calls["ttft"] = until_first
-        calls["decode"] = lambda: run.decode(steps, end, self.batch)
-        if self.on == "cuda":
-            calls["decode without graph"] = lambda: self._plain_decode(steps, end)
-        if c["baseline"] and past == 0:
-            calls |= self._beside(before)
+    def calls(self, V: int) -> dict[Key, Callable]:
+        """A call for every stage at V tokens that does it once, on inputs made beforehand."""
+        if not V:
+            return self._answer(0, "", self.text, 0)
+        calls: dict[Key, Callable] = {}
+        first = names(self.c)[0]
+        if V == min(v for v in tokens(self.c) if v):  # the tower does the same at every V: once a turn
+            calls[V, first, "tower"] = lambda: generate.quick_tower(self.tower)(self.images)
+        for name in names(self.c):
+            calls |= self._request(V, name, beside=self.c["baseline"] and name == first)
         return calls
 
-    def _plain_decode(self, steps: int, end: int) -> None:
-        self.runner.graph = False
-        self.runner.decode(steps, end, self.batch)
-        self.runner.graph = True
+    def model(self, V: int, name: str) -> VLM:
+        """The model that answers with V tokens of that compressor."""
+        config = VLMConfig(
+            llm=self.llm.config, tower=asdict(self.eyes), grid=self.eyes.g, compressor=name, tokens=V
+        )
+        model = VLM(config, self.llm, self.tokenizer, self.tower).eval().requires_grad_(False)
+        for part in (model.compressor, model.projector):
+            part.to(self.on, self.dtype)
+        return model
 
-    def _beside(self, x: Tensor) -> dict[str, Callable]:
-        """Ours and transformers' generate, default settings, from the same embeddings, in turn."""
+    def _request(self, V: int, name: str, beside: bool) -> dict[Key, Callable]:
+        model, engine, pipe = self.model(V, name), self.engine, self._pipe(name)
+        way = pipe.question_pass(cost.compressor(name, self.eyes, V, self.shape.d))
+        paid, past = way in ("paid", "shared"), self.c["q"] if way == "shared" else 0
+        question, rest, seen = self.text[:, : self.c["q"]], self.text[:, past:], self.features
+
+        def ask() -> Tensor:
+            engine.reserve(self.batch, V + self.c["Q"] + self.c["G"])
+            return engine.prefill(question)  # (b, 1, d)
+
+        asked = ask() if model.compressor.needs_question else None
+        z = model.compressor(seen, asked)
+
+        def until_first() -> Tensor:
+            z = model.projector(model.compressor(seen, ask() if paid else asked))
+            return engine.first(self._prefill(torch.cat([z, rest], 1), past))
+
+        calls: dict[Key, Callable] = {(V, name, "ttft"): until_first}
+        calls[V, name, "compressor"] = lambda: model.compressor(seen, asked)
+        if paid:
+            calls[V, name, "question"] = ask
+        if not isinstance(model.projector, nn.Identity):
+            calls[V, name, "projector"] = lambda: model.projector(z)
+        x = torch.cat([model.projector(z), rest], 1)  # (b, V + Q - past, d)
+        calls |= self._answer(V, name if past else "", x, past)
+        return calls | (self._beside(V, name, model) if beside else {})
+
+    def _prefill(self, x: Tensor, past: int) -> Tensor:
+        if not past:
+            self.engine.reserve(self.batch, x.shape[1] + self.c["G"])
+        return self.engine.prefill(x, past)
+
+    def _answer(self, V: int, whose: str, x: Tensor, past: int) -> dict[Key, Callable]:
+        """The stages of the LLM over prompts x (b, t, d), which are the same whatever made the tokens."""
+        engine, end, steps = self.engine, past + x.shape[1], self.c["G"] - 1
+        ready = self._prefill(x, past)
+        ids = engine.first(ready)  # (b, 1)
+
+        def decode(graph: bool) -> Tensor:
+            kept, engine.graph = engine.graph, graph
+            engine.reserve(self.batch, end + self.c["G"])
+            said = engine.decode(ids, end, steps)
+            engine.graph = kept
+            return said
+
+        calls: dict[Key, Callable] = {
+            (V, whose, "prefill"): lambda: self._prefill(x, past),
+            (V, whose, "first"): lambda: engine.first(ready),
+            (V, whose, "decode"): lambda: decode(engine.graph),
+        }
+        if engine.graph:
+            calls[V, whose, "decode without graph"] = lambda: decode(False)
+        if not V:
+            calls[V, whose, "ttft"] = lambda: engine.first(self._prefill(x, past))
+        return calls
+
+    def _beside(self, V: int, name: str, model: VLM) -> dict[Key, Callable]:
+        """`VLM.generate` from features, and the same model with transformers' `generate`, its defaults."""
+        G, asked = self.c["G"], [self.question] * self.batch
+
+        def ours(G: int) -> Callable:
+            return lambda: model.generate(self.features, asked, G)
 
         def theirs(G: int) -> Callable:
-            return lambda: self.baseline.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
+            def answer() -> list[str]:
+                ids = self.tokenizer(asked, return_tensors="pt")["input_ids"].to(self.on)
+                read = None
+                if model.compressor.needs_question:
+                    lengths = torch.full_like(ids[:, :1], ids.shape[1])
+                    read = model.question_vectors(ids[:, None], lengths)
+                z = model.projector(model.compressor(self.features, read))
+                x = torch.cat([z, self.llm.get_input_embeddings()(ids)], 1)
+                said = self.llm.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
+                return self.tokenizer.batch_decode(said)
 
-        G = self.c["G"]
-        ours = {
-            "ours one token": lambda: self.runner.generate(x, 1),
-            "ours all tokens": lambda: self.runner.generate(x, G),
-        }
-        return ours | {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
+            return answer
 
-    def _eyes(self, V: int, features: Features) -> tuple[Callable, nn.Module | None, bool]:
-        """Compressor on these features, its projector, and whether it reads the question.
-
-        The projector is None where the compressor ends at the LLM's width.
-        """
-        t, d = self.tower_shape, self.shape.d
-        shape = {"tokens": V, "grid": t.g, "d": t.d, "d_levels": t.d_levels, "d_llm": d, "d_question": d}
-        module = compressors.build(self.c["compressor"], **shape)
-        project = None if module.ends_at_llm else mlp2x(t.d, d, d)
-        for part in (module, project):
-            if part is not None:
-                part.to(self.on, self.dtype).eval().requires_grad_(False)
-        reads = module.needs_question
-        return (lambda asked: module(features, asked) if reads else module(features)), project, reads
+        calls = {"ours one token": ours(1), "ours all tokens": ours(G)}
+        calls |= {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
+        return {(V, name, stage): call for stage, call in calls.items()}
 
 
 def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]) -> dict:
     """Counted operations and bytes of a stage, the least it can take here, and the share of it reached."""
-    names = cost.STAGES[1:-1] if stage == "ttft" else (stage,)
-    parts = [[float(work[name].flops), float(work[name].bytes)] for name in names if name in work]
+    within = cost.STAGES[1:-1] if stage == "ttft" else (stage,)
+    parts = [[float(work[name].flops), float(work[name].bytes)] for name in within if name in work]
     if not parts:
         return {"parts": None}
     flops, moved = (sum(side) for side in zip(*parts))

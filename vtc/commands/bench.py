@@ -7,7 +7,7 @@ import argparse
 import pandas as pd
 
 from vtc import InputError, cost, profiles
-from vtc.benchmark import STEM, case, check, has_cuda, measure, of_one_run
+from vtc.benchmark import STEM, case, check, has_cuda, measure, of_one_run, ok, throughput
 from vtc.experiments import store
 from vtc.experiments.clock import CASES
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--q", type=int, default=20, help="question tokens among them (default 20)")
     parser.add_argument("--G", type=int, default=8, help="generated tokens (default 8)")
     parser.add_argument("--batch", default="1", help="batch sizes (default 1)")
-    parser.add_argument("--compressor", default="quecc")
+    parser.add_argument("--compressor", default="quecc", help="one or several, in turn: quecc,tokenpacker")
     parser.add_argument("--question", default="paid", choices=cost.QUESTION_PASS)
     parser.add_argument("--dtype", default="bf16", choices=sorted(cost.BYTES))
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -40,12 +40,13 @@ def _integers(text: str, option: str) -> list[int]:
 
 def _asked(args: argparse.Namespace) -> list[dict]:
     """The cases of the command line, each checked against this machine before any starts."""
-    same = ("Q", "q", "G", "compressor", "question", "dtype", "baseline", "budget_s")
+    same = ("Q", "q", "G", "question", "dtype", "baseline", "budget_s")
     own = {name: getattr(args, name) for name in same} | {"on": args.device, "q": min(args.q, args.Q)}
     if args.Q < 1 or args.G < 2:
         raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
     V = _integers(args.V, "V")
-    asked = [case(args.llm, V, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
+    by = args.compressor.replace(",", " ").split()
+    asked = [case(args.llm, V, by, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
     for c in asked:
         check(c)
     return asked
@@ -62,10 +63,16 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"profile {p.name} clocks a GPU and none was found: use --profile laptop, or --llm")
     tables = [store.table(stem, p, some, measure, recipe_free=True) for stem, some in wanted.items()]
     clock = of_one_run(pd.concat(tables, ignore_index=True))
-    columns = "llm dtype batch Q G tokens stage median_ms low_ms high_ms floor_ms share binds status"
-    shown = clock.reindex(columns=columns.split())
-    print(shown.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))
+    columns = "llm dtype batch Q G tokens compressor stage median_ms low_ms high_ms floor_ms share binds"
+    _print(clock.reindex(columns=[*columns.split(), "status"]))
+    if len(ok(clock)):
+        print("\nfrom pixels to the last token, a batch at a time:")
+        _print(throughput(clock))
     if args.csv:
         clock.to_csv(args.csv, index=False)
     print("raw samples: " + ", ".join(str(store.folder(stem, p)) for stem in wanted))
     return 0
+
+
+def _print(table: pd.DataFrame) -> None:
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}", na_rep="-"))

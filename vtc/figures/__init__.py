@@ -1,8 +1,8 @@
 """Rows -> pictures: one theme for all notebooks; picture, rows and interactive page under one stem.
 
-A figure is a function from a tidy frame to a chart; each notebook's are in the module of its subject:
-`data` (01), `sweep` (02), `clock` (03), `law` (04), `zoo` (05), `page` (the planner). No chart needs a
-network: a notebook shows the picture itself, a page carries the drawing library inside.
+A figure is a function from a tidy frame to a chart, without statistics of its own; each notebook's are in
+the module of its subject: `data` (01), `sweep` (02), `clock` (03), `law` (04), `zoo` (05), `page` (the
+planner). No chart needs a network: a notebook shows the picture itself, a page carries the drawing library.
 """
 
 from __future__ import annotations
@@ -115,6 +115,37 @@ def save(
     for path, content in written.items():
         files.write(path, content)
     return Picture(picture.png, picture.alt, picture.width, tuple(written))
+
+
+def titled(chart: alt.TopLevelMixin, text: str, *subtitle: str, **size: int) -> alt.TopLevelMixin:
+    """The chart under a title that says what it shows and, below, how to read it and where it comes from."""
+    return chart.properties(title=alt.Title(text, subtitle=list(subtitle)), **size)
+
+
+def panels(
+    chart: alt.TopLevelMixin,
+    facet: alt.Facet | alt.Column,
+    text: str,
+    *subtitle: str,
+    columns: int = 0,
+    **size,
+) -> alt.FacetChart:
+    """One small chart a group, side by side, under one title; `size` is that of each."""
+    rows = {"columns": columns} if columns else {}
+    return titled(chart.properties(**size).facet(facet, **rows), text, *subtitle)
+
+
+def tokens(values: pd.Series) -> alt.X:
+    """The axis of visual tokens: logarithmic, V = 0 too where it is there, a tick at every V measured."""
+    ticks = sorted(int(v) for v in values.unique())
+    scale = {"type": "symlog", "constant": 1} if 0 in ticks else {"type": "log", "padding": 12}
+    axis = alt.Axis(values=ticks, labelOverlap=False, format="d", grid=False)
+    return alt.X("V:Q", title="visual tokens V", scale=alt.Scale(**scale), axis=axis)
+
+
+def error(field: str = "error", title: str = "error, 1 - mean score") -> alt.Y:
+    """The axis of errors, not from zero."""
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
 
 
 def drawn(chart: alt.TopLevelMixin) -> pd.DataFrame:

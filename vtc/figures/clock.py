@@ -1,220 +1,160 @@
 """Charts of notebook 03: measured milliseconds beside what they must be at least, and what follows from it.
 
-Each takes the clock's rows (`vtc.experiments.clock`) or a device (`vtc.cost`); nothing drawn is typed in.
+*Measured* comes from a clock on the device named below the title, *counted* from operations and bytes. Each
+takes a tidy frame of `vtc.benchmark` or `vtc.scaling.seconds`; nothing drawn is computed or typed in here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from vtc import benchmark, cost, figures
 from vtc.profiles import Profile
-from vtc.scaling import seconds
 
 STAGES = [s for s in cost.STAGES if s != "decode"]
-V_AXIS = {"title": "visual tokens V", "scale": alt.Scale(type="symlog", constant=1, nice=False)}
+V_TICKS = pd.Series([1, 4, 16, 64, 144, 576])  # where V runs over all numbers
 
 
-def _v(values) -> alt.X:
-    ticks = alt.Axis(values=sorted(int(v) for v in set(values)), labelOverlap="greedy")
-    return alt.X("V:Q", axis=ticks, **V_AXIS)
-
-
-def _title(text: str, clock: pd.DataFrame, p: Profile) -> alt.TitleParams:
-    return alt.TitleParams(text, subtitle=figures.provenance(clock, p))
-
-
-def _order(rows: pd.DataFrame) -> list[str]:
-    """LLMs from small to large, by what their prefill costs."""
-    return rows[rows["stage"] == "prefill"].groupby("LLM")["flops"].min().sort_values().index.tolist()
-
-
-def first_token(clock: pd.DataFrame, p: Profile) -> alt.Chart:
-    """Time to first token against V, a curve an LLM, a panel a batch; dashed: its counted floor."""
-    rows = benchmark.tidy(clock)
-    order = _order(rows)
-    rows = rows[(rows["stage"] == "ttft") & (rows["compressor"] == "quecc") & (rows["dtype"] == "bf16")]
-    color = alt.Color("LLM:N", sort=order, scale=alt.Scale(domain=order))
-    kept = rows[["V", "LLM", "batch", "median_ms", "low_ms", "high_ms", "floor_ms", "binds"]]
-    x, y = _v(rows["V"]), {"title": "time to first token, ms", "scale": alt.Scale(type="log")}
-    base = alt.Chart(kept).encode(x, color=color)
+def first_token(clock: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Milliseconds to the first token of one request against V, a panel an LLM, a curve a batch."""
+    rows = benchmark.tidy(clock).query("compressor == 'quecc' and dtype == 'bf16'")
+    order = rows[rows["stage"] == "prefill"].groupby("LLM")["flops"].min().sort_values().index.tolist()
+    rows = rows[rows["stage"] == "ttft"]
+    each = {name: rows[name] / rows["batch"] for name in ("median_ms", "low_ms", "high_ms", "floor_ms")}
+    kept = rows[["V", "LLM", "batch", "binds"]].assign(**each)
+    y, color = {"title": "ms a request, measured", "scale": alt.Scale(zero=True)}, alt.Color("batch:O")
+    base = alt.Chart(kept).encode(figures.tokens(kept["V"]), color=color)
     line = base.mark_line(point=True).encode(alt.Y("median_ms:Q", **y), tooltip=list(kept.columns))
     bars = base.mark_rule(opacity=0.6).encode(alt.Y("low_ms:Q", **y), y2="high_ms:Q")
     floor = base.mark_line(strokeDash=[4, 3], strokeWidth=1.3).encode(alt.Y("floor_ms:Q", **y))
-    panel = (floor + bars + line).properties(width=300, height=280)
-    title = _title("Time to first token with QueCC; dashed: the least it can take here", rows, p)
-    return panel.facet(column=alt.Column("batch:O", title="batch")).properties(title=title)
+    how = "from features, with QueCC; dashed: the least it can take here, counted"
+    by = alt.Facet("LLM:N", title=None, sort=order)
+    title = "Time to first token, measured"
+    said, size = (how, figures.provenance(rows, p)), {"columns": 3, "width": 230, "height": 170}
+    chart = figures.panels(floor + bars + line, by, title, *said, **size)
+    return chart.resolve_scale(y="independent")
 
 
 def shares(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Chart:
     """Where the time to first token goes, from pixels: milliseconds of each stage, a bar a V."""
     rows = benchmark.with_tower(benchmark.tidy(clock))
-    rows = rows[(rows["llm"] == llm) & (rows["batch"] == batch) & (rows["compressor"] == "quecc")]
-    rows = rows[rows["dtype"] == "bf16"]
-    parts = rows.loc[rows["stage"].isin(STAGES), ["V", "stage", "median_ms"]]
-    chart = alt.Chart(parts.assign(order=parts["stage"].map(STAGES.index))).mark_bar()
-    chart = chart.encode(
-        alt.X("median_ms:Q", title="milliseconds, stages in the order of the request"),
+    rows = rows[(rows["llm"] == llm) & (rows["batch"] == batch)]
+    rows = rows.query("compressor == 'quecc' and dtype == 'bf16' and stage in @STAGES")
+    parts = rows[["V", "stage", "median_ms"]].assign(order=rows["stage"].map(STAGES.index))
+    chart = alt.Chart(parts).mark_bar().encode(
+        alt.X("median_ms:Q", title="milliseconds, measured; stages in the order of the request"),
         alt.Y("V:O", title="visual tokens V"),
         alt.Color("stage:N", sort=STAGES, scale=alt.Scale(domain=STAGES)),
         alt.Order("order:Q"),
         tooltip=["V", "stage", "median_ms"],
-    )
-    title = _title(f"Stage by stage with QueCC, {llm}, batch {batch}", rows, p)
-    return chart.properties(title=title, width=460, height=alt.Step(34))
+    )  # fmt: skip
+    title = f"Where the time to first token goes, measured: {llm} with QueCC, batch {batch}"
+    return figures.titled(chart, title, figures.provenance(rows, p), width=460, height=alt.Step(34))
 
 
-def speedup(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Chart:
-    """Bars: measured speed-up over all tokens; ticks: what the counted floors promise."""
-    rows = benchmark.speedups(clock)
-    name = llm.replace("qwen1.5-", "Qwen1.5-").split(":")[-1]
-    rows = rows[(rows["LLM"] == name) & (rows["batch"] == batch) & (rows["dtype"] == "bf16")]
-    x = alt.X("V:O", title="visual tokens V", axis=alt.Axis(labelAngle=0))
-    base = alt.Chart(rows).encode(x, xOffset="compressor:N")
-    y = {"title": f"speed-up over V = {rows['over'].max():.0f}", "scale": alt.Scale(domainMin=0)}
-    bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color("compressor:N"))
+def _bars(rows: pd.DataFrame, x: alt.X, group: str, y_title: str) -> alt.LayerChart:
+    """Bars of what was measured, ticks for what was counted, a line where nothing is gained."""
+    base = alt.Chart(rows).encode(x, xOffset=f"{group}:N")
+    y = {"title": y_title, "scale": alt.Scale(domainMin=0)}
+    bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color(f"{group}:N", title=None))
     ticks = base.mark_tick(color="black", thickness=2.5).encode(alt.Y("counted:Q", **y))
     one = alt.Chart(rows).mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
-    panel = (bars + ticks + one).properties(width=230, height=240)
-    title = _title(f"First token sooner, {llm}, batch {batch}; tick: counted", clock, p)
-    return panel.facet(column=alt.Column("what:N", title=None)).properties(title=title)
+    if "low" not in rows:
+        return bars + ticks + one
+    return bars + base.mark_rule().encode(alt.Y("low:Q", **y), y2="high:Q") + ticks + one
+
+
+def speedup(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.FacetChart:
+    """How much sooner the first token comes than with all tokens, by compressor."""
+    name = llm.replace("qwen1.5-", "Qwen1.5-").split(":")[-1]
+    rows = benchmark.speedups(clock)
+    rows = rows[(rows["LLM"] == name) & (rows["batch"] == batch) & (rows["dtype"] == "bf16")]
+    x = alt.X("V:O", title="visual tokens V", axis=alt.Axis(labelAngle=0))
+    chart = _bars(rows, x, "compressor", f"speed-up over V = {rows['over'].max():.0f}")
+    how = "bars: measured, question pass included, with 95 % intervals; ticks: counted"
+    title = f"How much sooner the first token comes: {llm}, batch {batch}"
+    by, said = alt.Column("what:N", title=None), (how, figures.provenance(clock, p))
+    return figures.panels(chart, by, title, *said, width=230, height=240)
 
 
 def prompts(clock: pd.DataFrame, p: Profile) -> alt.HConcatChart:
-    """What is left of the gain as the text grows (left) and as the answer grows (right); ticks: counted."""
-    rows = benchmark.gains(clock)
-    panels = []
+    """What is left of the gain as the text grows (left) and as the answer grows (right)."""
+    rows, charts = benchmark.gains(clock), []
     for axis, other, words in (("Q", "G", "text tokens Q"), ("G", "Q", "answer tokens G")):
         usual = rows.groupby(other)[axis].nunique().idxmax()
         part = rows[rows[other] == usual]
-        base = alt.Chart(part).encode(
-            alt.X(f"{axis}:O", title=f"{words} ({other} = {usual})", axis=alt.Axis(labelAngle=0)),
-            xOffset="time:N",
-        )
-        y = {"title": f"V = {part['V'].max()} over V = {part['least'].min()}, times"}
-        bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color("time:N", title=None))
-        ticks = base.mark_tick(color="black", thickness=2.5).encode(alt.Y("counted:Q", **y))
-        one = alt.Chart(part).mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
-        panels.append((bars + ticks + one).properties(width=270, height=240))
-    title = _title(f"Longer texts and answers, {rows['LLM'].iloc[0]}, batch 1; tick: counted", clock, p)
-    return alt.hconcat(*panels).resolve_scale(y="shared").properties(title=title)
+        x = alt.X(f"{axis}:O", title=f"{words} ({other} = {usual})", axis=alt.Axis(labelAngle=0))
+        title = f"time at V = {part['V'].max()} over V = {part['least'].min()}"
+        charts.append(_bars(part, x, "time", title).properties(width=270, height=240))
+    chart = alt.hconcat(*charts).resolve_scale(y="shared")
+    said = ("bars: measured; ticks: counted", figures.provenance(clock, p))
+    return figures.titled(chart, f"Longer texts and answers: {rows['LLM'].iloc[0]}, batch 1", *said)
 
 
 def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Predicted against measured milliseconds; open marks were held out of the fit of the two shares."""
     rows = benchmark.predicted(clock)
-    kept = rows[["llm", "tokens", "batch", "stage", "dtype", "median_ms", "predicted_ms", "held_out"]]
-    used = kept.assign(fit=np.where(kept["held_out"], "held out", "used"))
-    ends = [
-        float(used[["median_ms", "predicted_ms"]].min().min()),
-        float(used[["median_ms", "predicted_ms"]].max().max()),
-    ]
+    kept = rows[["llm", "tokens", "batch", "stage", "dtype", "median_ms", "predicted_ms"]]
+    used = kept.assign(fit=rows["held_out"].map({True: "held out", False: "used"}))
+    both = used[["median_ms", "predicted_ms"]]
+    ends = [float(both.min().min()), float(both.max().max())]
     scale = alt.Scale(type="log", domain=ends, nice=False)
-    marks = (
-        alt.Chart(used)
-        .mark_point(filled=False)
-        .encode(
-            alt.X("median_ms:Q", title="measured, ms", scale=scale),
-            alt.Y("predicted_ms:Q", title="predicted, ms", scale=scale),
-            alt.Color("stage:N"),
-            alt.Shape("fit:N", title="shares fitted on"),
-            tooltip=list(used.columns),
-        )
-    )
-    line = alt.Chart(pd.DataFrame({"x": ends, "y": ends})).mark_line(
-        strokeDash=[4, 3], color="gray", strokeWidth=1
-    )
+    marks = alt.Chart(used).mark_point(filled=False).encode(
+        alt.X("median_ms:Q", title="measured, ms", scale=scale),
+        alt.Y("predicted_ms:Q", title="predicted from counts, ms", scale=scale),
+        alt.Color("stage:N"),
+        alt.Shape("fit:N", title="shares fitted on"),
+        tooltip=list(used.columns),
+    )  # fmt: skip
+    line = alt.Chart(pd.DataFrame({"x": ends, "y": ends})).mark_line(strokeDash=[4, 3], color="gray")
     line = line.encode(alt.X("x:Q", scale=scale), alt.Y("y:Q", scale=scale))
-    title = _title("Counted work and two shares against the clock", rows, p)
-    return (line + marks).properties(title=title, width=380, height=340)
+    title = "Counted work and two shares against the clock"
+    return figures.titled(line + marks, title, figures.provenance(rows, p), width=380, height=340)
 
 
-def batch_that_pays(devices: Sequence[str], Q: int = 50, saving: float = 0.1) -> alt.Chart:
+def _over_all(rows: pd.DataFrame, y: alt.Y, **size: int) -> alt.Chart:
+    """A counted quantity over all V, a curve an LLM."""
+    tooltip = [name for name in rows.columns if name != "device"]
+    base = alt.Chart(rows).mark_line().encode(figures.tokens(V_TICKS), y, tooltip=tooltip)
+    return base.encode(alt.Color("N:O", title="N, billions")).properties(**size)
+
+
+def batch_that_pays(rows: pd.DataFrame, Q: int = 50, saving: float = 0.1) -> alt.FacetChart:
     """From which batch on one token instead of V makes the first answer token come sooner."""
-    rows = seconds.batch_that_pays(devices, Q, saving)
-    chart = (
-        alt.Chart(rows)
-        .mark_line()
-        .encode(
-            alt.X(
-                "V:Q",
-                title="V that one token replaces",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(values=[4, 16, 64, 144, 576]),
-            ),
-            alt.Y(
-                "batch:Q",
-                title="smallest batch",
-                scale=alt.Scale(type="log", base=2),
-                axis=alt.Axis(format="d"),
-            ),
-            alt.Color("N:O", title="N, billions"),
-            tooltip=["device", "N", "V", "batch"],
-        )
-    )
-    text = [
-        f"first token at least {saving:.0%} sooner, Q = {Q}; counted, bf16, from features",
-        "below a curve it is the weights that are waited for",
-    ]
-    title = alt.TitleParams("The batch at which one token begins to pay", subtitle=text)
-    return (
-        chart.properties(width=240, height=260)
-        .facet(column=alt.Column("device:N", title=None))
-        .properties(title=title)
-    )
+    doubling = {"scale": alt.Scale(type="log", base=2), "axis": alt.Axis(format="d")}
+    y = alt.Y("batch:Q", title="smallest batch", **doubling)
+    said = f"counted: first token at least {saving:.0%} sooner, Q = {Q}, bf16, from features"
+    title = "The batch at which one token instead of V begins to pay"
+    by = alt.Column("device:N", title=None)
+    return figures.panels(_over_all(rows, y), by, title, said, width=240, height=260)
 
 
-def kv_room(device: str, Q: int = 50, G: int = 128) -> alt.HConcatChart:
+def kv_room(rows: pd.DataFrame, device: str, Q: int = 50, G: int = 128) -> alt.HConcatChart:
     """Two panels: memory that one request's KV cache takes, and how many requests fit at once."""
-    rows = seconds.memory(device, Q, G)
-    base = (
-        alt.Chart(rows)
-        .mark_line()
-        .encode(
-            alt.X(
-                "V:Q",
-                title="visual tokens V",
-                scale=alt.Scale(type="log"),
-                axis=alt.Axis(values=[1, 4, 16, 64, 144, 576]),
-            ),
-            alt.Color("N:O", title="N, billions"),
-            tooltip=list(rows.columns),
-        )
-        .properties(width=270, height=260)
-    )
-    log = alt.Scale(type="log")
-    cache = base.encode(alt.Y("kv_mib:Q", title="KV cache of a request, MiB", scale=log))
-    fits = base.transform_filter("datum.batch > 0").encode(
-        alt.Y("batch:Q", title="largest batch that fits", scale=log)
-    )
-    title = alt.TitleParams(
-        f"Memory on {device}", subtitle=f"counted; Q = {Q}, G = {G}, bf16, weights and tower included"
-    )
-    return (cache | fits).properties(title=title)
+    log, size = alt.Scale(type="log"), {"width": 270, "height": 260}
+    cache = _over_all(rows, alt.Y("kv_mib:Q", title="KV cache of a request, MiB", scale=log), **size)
+    fits = alt.Y("batch:Q", title="largest batch that fits", scale=log)
+    fits = _over_all(rows[rows["batch"] > 0], fits, **size)
+    said = f"counted; Q = {Q}, G = {G}, bf16, weights and tower included"
+    return figures.titled(cache | fits, f"What visual tokens take of the memory of one {device}", said)
 
 
-def pareto(rows: pd.DataFrame, title: str, subtitle: str | list[str]) -> alt.FacetChart:
+def pareto(rows: pd.DataFrame, title: str, *subtitle: str) -> alt.FacetChart:
     """Error against milliseconds a request; the line joins the points that nothing beats."""
-    x = alt.X("ms:Q", title="milliseconds a request", scale=alt.Scale(type="log"))
-    y = alt.Y("error:Q", title="error, 1 - score", scale=alt.Scale(zero=False))
-    size = alt.Size(
-        "V:Q", scale=alt.Scale(type="symlog", range=[20, 260]), legend=alt.Legend(values=[1, 16, 144, 576])
-    )
-    base = alt.Chart(rows).encode(x, y)
+    axis = {"title": "milliseconds a request", "scale": alt.Scale(type="log")}
+    there = sorted(int(v) for v in rows["V"].unique())
+    size = alt.Size("V:Q", scale=alt.Scale(type="symlog", range=[20, 260]), legend=alt.Legend(values=there))
     order = rows.groupby("N")["ms"].min().sort_values().index.to_list()  # from small to large
-    color = alt.Color("N:O", title="N", sort=order)
-    dots = base.mark_point(filled=True).encode(color, size, tooltip=list(rows.columns))
-    line = base.mark_line(color="black", strokeDash=[4, 3], strokeWidth=1.2).transform_filter(
-        "datum.frontier"
+    base = alt.Chart(rows).encode(
+        alt.X("ms:Q", **axis), alt.Y("error:Q", title="error, 1 - score", scale=alt.Scale(zero=False))
     )
-    panel = (line + dots).properties(width=290, height=280)
-    head = alt.TitleParams(title, subtitle=subtitle)
-    return (
-        panel.facet(column=alt.Column("batch:O", title="batch"))
-        .resolve_scale(x="independent")
-        .properties(title=head)
+    dots = base.mark_point(filled=True).encode(
+        alt.Color("N:O", title="N", sort=order), size, tooltip=list(rows.columns)
     )
+    line = base.mark_line(color="black", strokeDash=[4, 3], strokeWidth=1.2)
+    chart = line.transform_filter("datum.frontier") + dots
+    if "low_ms" in rows:
+        chart += base.mark_rule(opacity=0.4).encode(alt.X("low_ms:Q", **axis), x2="high_ms:Q")
+    by = alt.Column("batch:O", title="batch")
+    return figures.panels(chart, by, title, *subtitle, width=290, height=280).resolve_scale(x="independent")

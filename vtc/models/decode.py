@@ -17,6 +17,7 @@ from transformers import DynamicCache
 class Engine:
     """One LLM answering: `prefill` reads a prompt, `decode` goes on from its first token."""
 
+    graph = False  # whether a step is a CUDA graph
     every = 1  # steps between two looks at whether all rows have ended; on a GPU a look waits for it
 
     def first(self, hidden: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from vtc import InputError
 from vtc.compressors.base import Features
 from vtc.models.decode import Engine, Plain
+from vtc.models.kernels import quicken
 from vtc.models.llm import precision
 from vtc.models.prompt import NOBODY, Layout, Packed, asked, lay_out, pack
 from vtc.models.runner import Runner
+from vtc.models.tower import Tower
 
 if TYPE_CHECKING:
     from vtc.models.vlm import VLM
@@ -39,7 +41,7 @@ def answers(
         return []
     _check(model, features, questions, shuffled)
     if isinstance(features, Tensor):
-        features = model.eyes()(features, **model.compressor.of_tower)
+        features = quick_tower(model.eyes())(features, **model.compressor.of_tower)
     features, one = model.here(features), isinstance(questions[0], str)
     rows = [[_ids(model, q)] if one else [_ids(model, text) for text in q] for q in questions]
     if conversation and not one:
@@ -220,26 +222,34 @@ class _Batch:
         return self.model.compressor.inside(self.model.llm.model.layers, image)
 
 
-# --- which engine ---
+# --- what is built once from weights that do not change ---
 
-_RUNNERS: WeakKeyDictionary[nn.Module, tuple[tuple, Runner]] = WeakKeyDictionary()
+_BUILT: WeakKeyDictionary[nn.Module, tuple[tuple, object]] = WeakKeyDictionary()
+
+
+def _once(module: nn.Module, dtype: torch.dtype | None, build: Callable[[], object]) -> object:
+    """What `build` made of a module's weights: kept, and made anew when they changed."""
+    now = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()))
+    then, made = _BUILT.get(module, (None, None))
+    if now != then:
+        made = build()
+        _BUILT[module] = now, made
+    return made
 
 
 def engine_of(llm: nn.Module, dtype: torch.dtype) -> Engine:
-    """What answers for this LLM in that precision: its runner, built once and anew when weights changed."""
-    if not is_lean(llm):
-        return Plain(llm)
-    now = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in llm.parameters()))
-    then, runner = _RUNNERS.get(llm, (None, None))
-    if now != then:
-        runner = Runner(llm, dtype)
-        _RUNNERS[llm] = now, runner
-    return runner
+    """What answers for this LLM in that precision: its runner, or transformers' forward."""
+    return _once(llm, dtype, lambda: Runner(llm, dtype)) if is_lean(llm) else Plain(llm)
+
+
+def quick_tower(tower: Tower) -> nn.Module:
+    """The same tower with packed products; on a GPU as it is."""
+    return _once(tower, None, lambda: quicken(tower)) if tower.mean.device.type == "cpu" else tower
 
 
 def forget(llm: nn.Module) -> None:
-    """Drop the runner of an LLM, and its memory: it is going to change."""
-    _RUNNERS.pop(llm, None)
+    """Drop what was built from an LLM, and its memory: it is going to change."""
+    _BUILT.pop(llm, None)
 
 
 def is_lean(llm: nn.Module) -> bool:

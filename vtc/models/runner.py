@@ -21,7 +21,7 @@ from vtc.models.prompt import HIDDEN
 
 ROWS = 32  # rows of an AMX tile pair: CPU products are quickest when a prompt is a multiple of it
 BUCKET = 64  # on a GPU cache lengths are multiples of this; each has its own graph
-CASES = 4  # sizes of request whose cache and graph a GPU keeps
+CASES = 4  # sizes of request whose cache and graph a GPU keeps (`Runner.kept`)
 
 
 class Layer:
@@ -91,6 +91,7 @@ class Runner(Engine):
         self.cases: OrderedDict[tuple[int, int], Case] = OrderedDict()
         self.storage = torch.zeros(0, device=self.device, dtype=self.dtype)
         self.case: Case | None = None
+        self.kept = CASES
 
     @property
     def kv_bytes(self) -> int:
@@ -114,7 +115,7 @@ class Runner(Engine):
             self.cases[key] = Case(self, *key, zeros)
         self.cases.move_to_end(key)
         self.case = self.cases[key]
-        while len(self.cases) > CASES:
+        while len(self.cases) > self.kept:
             self.cases.popitem(last=False)
 
     def _check(self, b: int, tokens: int) -> None:

@@ -63,16 +63,16 @@ def own_seconds(clock: pd.DataFrame, errors: pd.DataFrame, family: str = "reason
     """
     score, key = f"error_{family}", ["N", "V"]
     if errors.empty or score not in errors:
-        return pd.DataFrame(columns=["N", "V", "error", "batch", "ms", "frontier"])
+        return pd.DataFrame(columns=["N", "V", "error", "batch", "ms", "low_ms", "high_ms", "frontier"])
     timed = tidy(clock)
     timed = timed[timed["LLM"].isin(timed.loc[timed["N"].isin(errors["N"]), "LLM"])]
     packed = timed[timed["compressor"] == "tokenpacker"]
     timed = (timed if packed.empty else packed).astype({"N": int, "V": int})
-    wide = timed.pivot_table(
-        index=["LLM", *key, "batch"], columns="stage", values="median_ms", aggfunc="first"
-    )
-    asking = wide["question"].fillna(0) if "question" in wide else 0
-    ttft = (wide["ttft"] - asking).rename("median_ms").reset_index()
+    times, same = ["median_ms", "low_ms", "high_ms"], ["LLM", *key, "batch"]
+    first = timed[timed["stage"] == "ttft"].groupby(same)[times].first()
+    asking = timed[timed["stage"] == "question"].groupby(same)["median_ms"].first()
+    took = first.sub(asking.reindex(first.index).fillna(0), axis=0)
+    took = took.div(took.index.get_level_values("batch"), axis=0).reset_index()
     mean = errors.astype({"N": int, "V": int}).groupby(key)[score].mean().rename("error").reset_index()
-    both = mean.merge(ttft, on=key)
-    return undominated(both.assign(ms=both["median_ms"] / both["batch"], N=both["LLM"]), "ms", ["batch"])
+    both = mean.merge(took, on=key).rename(columns={"median_ms": "ms"})
+    return undominated(both.assign(N=both["LLM"]), "ms", ["batch"])
