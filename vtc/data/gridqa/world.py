@@ -26,7 +26,7 @@ class WorldConfig:
     both together follow from each alone.
     """
 
-    # The eye. An image could hold `fit` x `fit` marks of the size of its own. Log-uniform between these two, so
+    # The eye. An image could hold `fit` x `fit` marks of its size, log-uniform between these two. So
     # the visual tokens that are needed to tell the marks apart, up to fit^2, are log-uniform as well.
     least: float = 1.0
     most: float = 10.0  # 100 tokens: more than the 36 of V = s/4, fewer than the 144 of V = s
