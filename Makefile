@@ -3,6 +3,7 @@
 #   make reproduce [PROFILE=smoke|laptop|gpu|paper] [SEEDS=1]   the five notebooks here, then the recorded rows beside
 #   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
 #   make lab           JupyterLab on the notebooks
+#   make site          the static book in build/site, which works without a network (needs npm for its formulae)
 #   make venv          .venv alone;  make constraints  the pins anew, by a tool;  make clean  forget runs/
 
 PROFILE ?= laptop
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce test lab venv constraints clean
+.PHONY: reproduce test lab site venv constraints clean
 
 reproduce: $(READY)
 	$(BIN)/vtc reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
@@ -25,6 +26,16 @@ test: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+site: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,site]'
+	rm -rf build/book build/site && mkdir -p $(addprefix build/book/,notebooks extra figures static/mathjax)
+	cp docs/*.md docs/conf.py build/book/ && cp notebooks/*.ipynb build/book/notebooks/ && cp -r figures/. build/book/figures/
+	cp figures/laptop/planner.html build/book/extra/planner_page.html && cp docs/site.css build/book/static/
+	npm install --silent --no-audit --no-fund --prefix build/npm mathjax@4
+	cp -r build/npm/node_modules/mathjax/tex-svg.js build/npm/node_modules/mathjax/sre build/book/static/mathjax/
+	$(BIN)/sphinx-build -W --keep-going -q -b html build/book build/site
+	@echo "open build/site/index.html"
 
 venv: $(READY)
 

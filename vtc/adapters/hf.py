@@ -1,5 +1,7 @@
 """`vtc.wrap`: any compressor of the zoo inside a vision-language model that people have (transformers).
 
+::
+
     wrapped = vtc.wrap(model, "tokenpacker", tokens=16)
     inputs = processor(text=..., images=..., return_tensors="pt", padding=True)
     wrapped(**inputs, labels=labels).loss.backward()      # trains the compressor and the projector
