@@ -21,6 +21,7 @@ html_theme_options = {
     "footer_content_items": [],
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system
+html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
 html_static_path = ["static"]
 html_extra_path = ["extra"]  # the planner page
