@@ -1,12 +1,19 @@
 """The command line: one line for bad input, exit codes, and a start that imports no more than it needs."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from vtc import InputError, __main__, profiles
+from vtc.scaling import published
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LIGHT = [
     "vtc.profiles",
@@ -130,6 +137,61 @@ def test_a_sweep_that_cannot_be_is_refused_before_any_work(words, said):
 def test_seeds_reach_the_notebooks(monkeypatch):
     monkeypatch.setenv("VTC_SEEDS", "2,1")
     assert profiles.get("smoke").seeds == (2, 1)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The package installed without its repository -> runs a command of it from another folder."""
+    pytest.importorskip("setuptools", reason="builds the package without a network")
+    home = tmp_path_factory.mktemp("installed")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, home)
+    shutil.copytree(ROOT / "vtc", home / "vtc", ignore=shutil.ignore_patterns("__pycache__"))
+    words = "-m pip install -q --no-deps --no-index --no-build-isolation --disable-pip-version-check".split()
+    subprocess.run([sys.executable, *words, "--target", home / "site", home], check=True)
+    (home / "elsewhere").mkdir()
+    settings = {k: v for k, v in os.environ.items() if k != "VTC_RUNS"} | {"PYTHONPATH": str(home / "site")}
+    return lambda *words: vtc(*words, cwd=home / "elsewhere", env=settings), home / "elsewhere"
+
+
+def test_installed_without_a_checkout_it_fits_and_plans(installed):
+    run, here = installed
+    p = published("reasoning")
+    rows = "".join(f"{n},{v},{1 - y}\n" for n, v, y in zip(p.N, p.V, p.Y))
+    (here / "mine.csv").write_text("N,V,score\n" + rows)
+    done = run("fit", "mine.csv", "--json", "law.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((here / "law.json").read_text())["all"]["ratio"] == pytest.approx(4.70, abs=0.01)
+    done = run("plan", "--json", "plan.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((here / "plan.json").read_text())["fits"]
+    assert sorted(path.name for path in here.iterdir()) == ["law.json", "mine.csv", "plan.json"]
+
+
+@pytest.mark.parametrize("command", ["reproduce", "record"])
+def test_installed_without_a_checkout_the_notebooks_are_said_to_be_missing(installed, command):
+    done = installed[0](command)
+    assert done.returncode == 2
+    assert (
+        done.stderr.startswith(f"vtc: `vtc {command}` needs the repository") and done.stderr.count("\n") == 1
+    )
+
+
+def test_installed_without_a_checkout_runs_lie_in_the_current_folder(installed):
+    run, here = installed
+    code = "from vtc import profiles as p; print(p.CHECKOUT, p.get('smoke').runs, p.get('smoke').results)"
+    site = here.parent / "site"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env={"PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["None", str(here / "runs" / "smoke"), str(here / "results" / "smoke")]
+
+
+def test_what_is_not_python_is_installed_too(installed):
+    site = installed[1].parent / "site" / "vtc"
+    for path in (ROOT / "vtc").rglob("*"):
+        if path.suffix in (".csv", ".json", ".html"):
+            assert (site / path.relative_to(ROOT / "vtc")).exists(), path
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -9,7 +9,7 @@ import pytest
 
 from vtc import InputError, cost
 from vtc.__main__ import main as vtc
-from vtc.scaling import fit, published
+from vtc.scaling import fit, points, published
 from vtc.scaling.plan import GRID_TOKENS, Request, measures, plan
 
 
@@ -23,7 +23,7 @@ def ocr():
     return fit(published("ocr"))
 
 
-H200 = cost.hardware("h200")
+H200, P = cost.hardware("h200"), published("reasoning")
 
 
 def test_choices_keep_the_constraints_and_are_ranked(reasoning):
@@ -35,6 +35,32 @@ def test_choices_keep_the_constraints_and_are_ranked(reasoning):
     assert [c.error for c in fitting] == sorted(c.error for c in fitting)
     assert sum(c.p_best for c in fitting) == pytest.approx(1)
     assert all(c.error_lo < c.error < c.error_hi for c in fitting)
+
+
+def test_p_best_is_the_share_of_the_laws_draws(reasoning):
+    """Recounted draw by draw from the law alone: no noise of single measurements enters."""
+    request, draws = Request(batch=8, ttft_ms=30), reasoning.bootstrap(200)
+    made = plan(request, H200, reasoning, draws)
+    fitting = [c for c in made.choices if c.fits]
+    error = np.array([draws.error(c.N, c.V) for c in fitting])  # (choices, draws)
+    won = np.bincount(error.argmin(0), minlength=len(fitting)) / 200
+    assert [c.p_best for c in fitting] == pytest.approx(won.tolist())
+    sure = fit(points(P.N, P.V, reasoning.law.error(P.N, P.V)))  # no residual: all draws are the law itself
+    assert plan(request, H200, sure).best.p_best == 1.0
+
+
+def test_choices_say_whether_the_law_has_seen_their_like():
+    few = fit(P.keep(P.V <= 144))
+    for c in plan(Request(models=(0.5, 7, 14), tokens=(1, 144, 576)), H200, few).choices:
+        assert c.within == ("interpolation" if c.N <= 7 and c.V <= 144 else "extrapolation")
+
+
+def test_a_plan_on_a_bad_fit_warns(capsys, tmp_path):
+    noise = np.random.default_rng(0).uniform(0.3, 0.7, len(P))
+    rows = "".join(f"{n},{v},{y}\n" for n, v, y in zip(P.N, P.V, noise))
+    (tmp_path / "noise.csv").write_text("N,V,score\n" + rows)
+    assert vtc(["plan", "--task", str(tmp_path / "noise.csv"), "--draws", "40"]) == 0
+    assert "don't rely on this plan" in capsys.readouterr().out
 
 
 def test_numbers_are_those_of_the_cost_model(reasoning):
@@ -91,8 +117,23 @@ def test_quecc_pays_for_its_question_pass(reasoning):
         for c, p in (("quecc", "paid"), ("quecc", "cached"), ("tokenpacker", "paid"))
     )
     assert paid > 1.4 * cached and paid > 1.4 * plain
-    assert Request(compressor="quecc", question=20).q_prime == 20
-    assert Request(compressor="quecc", question_pass="shared").q_prime == 0
+
+
+@pytest.mark.parametrize(
+    "compressor, how, q_prime",
+    [
+        ("quecc", "paid", 20),
+        ("quecc_pooled", "paid", 20),  # a variant pays as well
+        ("quecc", "shared", 0),
+        ("quecc", "cached", 0),
+        ("quecc_shared", "paid", 0),  # reads the question where it stands before the image
+        ("quecc_light", "paid", 0),  # reads word embeddings
+        ("quecc_unasked", "paid", 0),  # reads no question
+        ("tokenpacker", "paid", 0),
+    ],
+)
+def test_the_class_says_whether_a_question_pass_is_paid(compressor, how, q_prime):
+    assert Request(compressor=compressor, question_pass=how, question=20).q_prime == q_prime
 
 
 def test_plan_writes_n_and_v_with_intervals(tmp_path, capsys):
@@ -141,6 +182,9 @@ def test_own_scores_and_own_device(tmp_path, capsys):
         ("--peak-tflops 10", "--bandwidth-gb-s"),
         ("--memory-gb -1", "memory_gb"),
         ("--draws 3", "--draws 3"),
+        (f"--batch {'9' * 60}", "1,000,000,000 or less"),
+        ("--json .", "cannot be written"),
+        (f"--json {'x' * 300}", "name too long"),
     ],
 )
 def test_bad_words_get_one_line(words, said, capsys):

@@ -487,14 +487,43 @@ def test_bad_files_get_one_line_and_leave_nothing(text, said, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_a_missing_file_is_one_line(tmp_path, capsys):
-    assert vtc(["fit", str(tmp_path / "no.csv")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+@pytest.mark.parametrize("command", [["fit"], ["plan", "--task"]])
+@pytest.mark.parametrize("content", [None, "folder", b"", bytes(range(256)), b"N,V,score\n\x00,1,.5\n"])
+def test_what_is_no_table_is_one_line(command, content, tmp_path, capsys):
+    path = tmp_path / "what.csv"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    assert vtc([*command, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(path) in error
+
+
+@pytest.mark.parametrize("seed", ["1e30", "-1", "nan", "one"])
+def test_a_seed_is_a_whole_number(seed, tmp_path, capsys):
+    path = tmp_path / "seeds.csv"
+    path.write_text(f"N,V,score,seed\n1,1,.5,0\n1,4,.6,{seed}\n2,1,.7,0\n2,4,.8,0\n")
+    assert vtc(["fit", str(path)]) == 2
+    assert "line 3, column seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--figures"])
+@pytest.mark.parametrize("place", ["file/below", "x" * 300])
+def test_a_place_that_cannot_be_written_is_one_line(option, place, file, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert vtc(["fit", str(file), option, str(tmp_path / place)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.parametrize("command", [["fit", "FILE"], ["plan"]])
-def test_commands_never_import_torch(command, file):
+def test_commands_import_nothing_heavy(command, file):
+    heavy = {"torch", "transformers", "altair", "pandas", "scipy.optimize", "scipy.stats"}
+    words = [str(file) if word == "FILE" else word for word in command]
     code = (
-        f"import sys\nfrom vtc.__main__ import main\nmain({command!r})\nassert 'torch' not in sys.modules\n"
+        f"import sys\nfrom vtc.__main__ import main\nassert main({words!r}) == 0\n"
+        f"assert not {heavy!r} & set(sys.modules), {heavy!r} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code.replace("FILE", str(file))], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,9 @@ from pathlib import Path
 from vtc import InputError
 from vtc.shapes import CLIP_L_336, LLMS, LLMShape, TowerShape
 
-ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed in editable mode
+_ABOVE = Path(__file__).resolve().parent.parent
+CHECKOUT = _ABOVE if (_ABOVE / "notebooks").is_dir() else None  # the repository; None: installed alone
+ROOT = CHECKOUT or Path.cwd()  # where results, figures and runs lie
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,15 @@ def get(name: str, recompute: bool = False, run: str = "") -> Profile:
         raise InputError(f"profile {name!r} is not known: choose one of {', '.join(PROFILES)}")
     p = replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))
     return replace(p, seeds=whole_numbers(os.environ.get("VTC_SEEDS", ""), "seeds") or p.seeds)
+
+
+def checkout(command: str) -> Path:
+    """The repository; InputError where the package is installed without it."""
+    if CHECKOUT is None:
+        raise InputError(
+            f"`vtc {command}` needs the repository with its notebooks: clone it and `pip install -e .` there"
+        )
+    return CHECKOUT
 
 
 def whole_numbers(text: str, what: str) -> tuple[int, ...]:

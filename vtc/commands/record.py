@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Merges rows into results/<profile>/ and copies figures to figures/<profile>/."""
+    if not args.csv:
+        profiles.checkout("record")
     profile = profiles.get(args.profile, run=args.name)
     tables = record.of_file(profile, Path(args.source)) if args.source else record.of_run(profile)
     pictures = sorted(path for path in profile.figures.glob("[!.]*") if path.is_file() and not args.source)

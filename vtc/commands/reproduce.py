@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs every notebook; 0 if all ran (whatever the claims), 1 if one failed."""
+    profiles.checkout("reproduce")
     name = args.name or f"reproduce-{args.profile}"
     if Path(name).name != name or name in (".", ".."):
         raise InputError(f"--name {name}: one folder name without slashes is expected")

@@ -36,6 +36,8 @@ def provenance(profile: Profile) -> dict[str, str]:
 @functools.cache
 def commit() -> str:
     """The checkout's commit, "-dirty" if the package differs from it; without git, what VTC_COMMIT says."""
+    if profiles.CHECKOUT is None:  # the current folder may be another project's
+        return os.environ.get("VTC_COMMIT", "")
     try:
         changed = _git("status", "--porcelain", "--", "vtc")
         return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")

@@ -107,6 +107,8 @@ class Fit:
         stuck = [name for name in ("alpha", "beta") if name in self.at_bound]
         if stuck:
             return f"{' and '.join(stuck)} at a bound"
+        if np.isnan(self.r2):
+            return "fits badly: all errors are the same"
         return "" if self.r2 >= LEAST_R2 else f"fits badly: R2 {self.r2:.2f} is below {LEAST_R2:g}"
 
     @property

@@ -20,6 +20,7 @@ from vtc.scaling.laws import Law
 
 GRID_TOKENS = (1, 4, 9, 16, 36, 64, 144, 576)  # what windows on CLIP's 24 x 24 grid can give
 TASKS = ("reasoning", "ocr")
+MOST = 10**9  # tokens or requests that a plan may be asked for
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Request:
         for name, least in (("Q", 0), ("G", 1), ("batch", 1), ("ttft_ms", 0), ("total_ms", 0)):
             if not getattr(self, name) >= least:
                 raise InputError(f"{name} = {getattr(self, name)}: must be {least} or more")
+        for name in ("Q", "G", "batch", "tokens"):
+            if np.max(getattr(self, name), initial=0) > MOST:
+                raise InputError(f"{name} = {getattr(self, name)}: must be {MOST:,} or less")
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise InputError(f"memory_gb = {self.memory_gb}: must be more than 0")
         if not self.models or not self.tokens:

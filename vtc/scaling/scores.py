@@ -148,7 +148,7 @@ def _row(path: Path, line: int, row: dict, scale: float) -> dict:
         "V": number("V", 0, math.inf, "is a negative count of tokens; V must be 0 or more"),
         "score": number("score", 0, 1, percent),
         "Q": number("Q", 0, math.inf, "is a negative count of tokens; Q must be 0 or more", default=0.0),
-        "seed": int(number("seed", -math.inf, math.inf, "", default=0.0)),
+        "seed": int(number("seed", 0, 2**53, "is no seed; a whole number from 0", default=0.0)),
         "family": (row.get("family") or "all").strip(),
     }
 
