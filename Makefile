@@ -4,6 +4,7 @@
 #   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
 #   make lab           JupyterLab on the notebooks
 #   make site          the static book in build/site, which works without a network (needs npm for its formulae)
+#   make costs         count every compressor anew: vtc/cost/compressors.json, after a change of one or of a tower
 #   make venv          .venv alone;  make constraints  the pins anew, by a tool;  make clean  forget runs/
 
 PROFILE ?= laptop
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce test lab site venv constraints clean
+.PHONY: reproduce test lab site costs venv constraints clean
 
 reproduce: $(READY)
 	$(BIN)/vtc reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
@@ -36,6 +37,9 @@ site: $(READY)
 	cp -r build/npm/node_modules/mathjax/tex-svg.js build/npm/node_modules/mathjax/sre build/book/static/mathjax/
 	$(BIN)/sphinx-build -W --keep-going -q -b html build/book build/site
 	@echo "open build/site/index.html"
+
+costs: $(READY)
+	$(BIN)/python -m vtc.cost.measure
 
 venv: $(READY)
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vtc import InputError, compressors
 from vtc.benchmark.speed import Published
-from vtc.compressors import build, ledger, names, possible, windowed
+from vtc.compressors import build, names, possible, windowed
 from vtc.compressors.base import Compressor, Features, Official
 from vtc.compressors.zoo.prune import PruMerge
 from vtc.training.losses import Distil
@@ -100,7 +99,7 @@ def test_any_grid(name):
 @pytest.mark.parametrize("name", [n for n in names() if n not in ("none", "fastv")])
 def test_where_a_token_looks(name):
     module = make(name, some_tokens(name)[len(some_tokens(name)) // 2]).eval()
-    seen = module.where(features(of=module), question(module))
+    seen = module.attention_map(features(of=module), question(module))
     assert seen.shape == (3, module.tokens, 36) and (seen >= 0).all()
     rows = seen.sum(-1)[:, 1:] if name == "visionzip" else seen.sum(-1)  # its class token is no patch
     torch.testing.assert_close(rows, torch.ones_like(rows))
@@ -153,30 +152,6 @@ def test_save_and_load(name, tmp_path):
     assert not torch.equal(run(new.eval()), run(old))
     new.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     assert torch.equal(run(new), run(old))
-
-
-@pytest.mark.parametrize("name, tokens", [(n, v) for n, v in CASES if n != "llavamini_fused"])
-def test_ledger_agrees_with_instrumented_count(name, tokens):
-    module = make(name, tokens).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(features(of=module), question(module))
-    reads_words = getattr(module, "question_source", None) == "embeddings" and module.needs_question
-    extra = {"words": 5} if reads_words else {}
-    extra |= (
-        {"d_keys": 4 * HEADS if name.startswith("pru") else 4} if module.needs_keys or name == "tome" else {}
-    )
-    mine = ledger.count(name, tokens, 6, D, LEVELS, LLM, LLM, **extra).total(3)
-    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
-
-
-def test_ledger_counts_prefusion():
-    module = make("llavamini_fused", 4).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        fused(module, features(), torch.randn(3, 5, LLM))
-    mine = ledger.count("llavamini_fused", 4, 6, D, LEVELS, LLM, words=5, **OPTIONS["llavamini_fused"]).total(
-        3
-    )
-    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 # learned windows, once more, as slowly and plainly as they can be written
@@ -369,12 +344,14 @@ def test_folded_maps_change_nothing(name, tokens, monkeypatch):
     for _ in range(2):
         plain, seen = (
             module(features(), ask).detach(),
-            module.where(features(), ask).detach(),
+            module.attention_map(features(), ask).detach(),
         )  # with gradients
         with torch.no_grad():
             folded = module(features(), ask)
             torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(module.attend.where(*reads(module, ask)), seen, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                module.attend.attention_map(*reads(module, ask)), seen, atol=1e-5, rtol=1e-4
+            )
             # the second time with other weights: what is kept is made anew
             for p in module.attend.parameters():
                 p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
@@ -415,9 +392,6 @@ def test_quecc_ablations(ablation):
     moved = Features(x.last, x.levels + 1)
     assert torch.equal(z, module(moved, ask)) == ("levels" in ablation)
     assert (make("quecc", 4).n_parameters > module.n_parameters) == (ablation.keys() != {"heads"})
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x, ask)
-    assert module.flops(3) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -451,11 +425,11 @@ def test_pooling_keeps_the_mean_and_dct_the_low_frequencies():
 @pytest.mark.parametrize("name", [n for n in names() if n not in ("none", "fastv")])
 def test_where_in_inference_mode_and_half_precision(name):
     module = make(name, some_tokens(name)[1 if len(some_tokens(name)) > 2 else 0]).eval()
-    seen = module.where(features(of=module), question(module))
+    seen = module.attention_map(features(of=module), question(module))
     with torch.inference_mode():
-        torch.testing.assert_close(module.where(features(of=module), question(module)), seen)
+        torch.testing.assert_close(module.attention_map(features(of=module), question(module)), seen)
     module.to(torch.bfloat16)
-    coarse = module.where(features(of=module).to(torch.bfloat16), question(module).bfloat16())
+    coarse = module.attention_map(features(of=module).to(torch.bfloat16), question(module).bfloat16())
     assert coarse.shape == seen.shape and coarse.isfinite().all()
 
 
@@ -610,20 +584,7 @@ def test_a_compressor_of_ones_own(monkeypatch):
     compressors.register("corner", Corner)
     module = build("corner", tokens=3, grid=6, d=D)
     assert torch.equal(module(features()), features().last[:, :3])
-    assert module.flops(2) == 2 * 2 * 3 * D * D  # instrumented, no formula was written
-    assert module.where(features())[0].argmax(-1).tolist() == [0, 1, 2]
-
-
-def test_names_need_no_torch():
-    import subprocess
-    import sys
-
-    ask = "import sys; from vtc.compressors import ledger; "
-    ask += "print(ledger.count('quecc', 4, 12, 64, 256, 128).image)"
-    out = subprocess.run(
-        [sys.executable, "-c", ask + "; assert 'torch' not in sys.modules"], capture_output=True
-    )
-    assert out.returncode == 0 and float(out.stdout) > 0, out.stderr
+    assert module.attention_map(features())[0].argmax(-1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -689,8 +650,6 @@ def test_names_need_no_torch():
             lambda: make("tome", 4)(Features(features().last, keys=features(g=8).keys)),
             "features.keys of shape",
         ),
-        (lambda: ledger.count("tome", 40, 6, D), "cannot give V = 40"),
-        (lambda: ledger.count("tome", 0.5, 6, D), "cannot give V = 0.5"),
     ],
 )
 def test_errors_are_one_line_that_helps(act, says):

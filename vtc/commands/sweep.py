@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from vtc import InputError, compressors, profiles
-from vtc.experiments.sweep import SETS, STEM, ZOO, cells, members, table, zoo
+from vtc.experiments.sweep import STEM, ZOO, cells, members, table, zoo
 from vtc.profiles import Profile
 from vtc.training import stages
 
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="profile",
         metavar="SETS",
-        help=f"compressors of notebook 05 in place of the sweep: some of {','.join(SETS)}, or names such as "
-        "lookup,quecc (default: the sets of the profile)",
+        help="compressors of notebook 05 in place of the sweep: some of "
+        f"{','.join(compressors.sets())}, or names such as lookup,quecc (default: the sets of the profile)",
     )
     parser.add_argument("--V", default="", help="such as 1,4 (default: the profile's)")
 
@@ -37,9 +37,11 @@ def asked_for(args: argparse.Namespace) -> Profile:
         return p
     sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
     for name in sets:
-        if name not in SETS and name not in compressors.names():
+        if name not in compressors.sets() and name not in compressors.names():
             known = ", ".join(compressors.names())
-            raise InputError(f"--zoo {name}: choose some of {', '.join(SETS)}, or names of {known}")
+            raise InputError(
+                f"--zoo {name}: choose some of {', '.join(compressors.sets())}, or names of {known}"
+            )
     for v in V:
         if not any(v in compressors.possible(one, p.g) for name in sets for one in members(name)):
             raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")

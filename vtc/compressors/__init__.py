@@ -3,71 +3,86 @@
     compressor = build("quecc", tokens=4, grid=12, d=64, d_levels=256, d_llm=128, d_question=128)
     tokens = compressor(features, question)  # (b, s, d) -> (b, 4, d_out)
 
-Nothing heavy is imported until one is built. To add a compressor, write its file and one line in `REGISTRY`,
-or pass a class of your own to `register`.
+Nothing heavy is imported until one is built. A new compressor is one file and one line in `REGISTRY`, or a
+class of your own passed to `register`; the sweep, the cost, the planner and the figures then know it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from importlib import import_module
 from numbers import Integral
 
 from vtc import InputError
 
-# name -> (module, class, options that the name stands for)
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the registry: a class, what options the name stands for, how it is trained and shown."""
+
+    cls: str | type  # "module.Class" inside this package, or a class of your own
+    options: dict = field(default_factory=dict)
+    label: str = ""  # as tables and figures write it; empty: the name
+    sets: tuple[str, ...] = ("others",)  # of notebook 05, see `SETS`
+    nested: bool = False  # nested budgets: one training serves every V, which is drawn anew at each step
+    one_V: str | None = None  # where nested: the same, trained for one V alone
+    distilled: bool = False  # trained with the auxiliary loss of `vtc.training.losses`
+    published: str = ""  # its name in the table of published results (published.csv)
+
+    @property
+    def key(self) -> str:
+        """Class and options in one word; entries of the same key compute and cost the same."""
+        cls = self.cls if isinstance(self.cls, str) else f"{self.cls.__module__}.{self.cls.__qualname__}"
+        return f"{cls}({', '.join(f'{name}={value}' for name, value in self.options.items())})"
+
+
+SETS = ("rivals", "ablations", "nested", "others")
+RIVALS, ABLATIONS, NESTED = ("rivals",), ("ablations",), ("nested",)
+QUECC, LOOKUP, MQT = "quecc.QueCC", "zoo.lookup.Lookup", "zoo.resampler.MQT"
+GLANCES, PRUMERGE = "zoo.glances.Glances", "zoo.prune.PruMerge"
 REGISTRY = {
-    "none": ("simple", "NoImage", {}),
-    "identity": ("simple", "Identity", {}),
-    "pool": ("simple", "Pool", {}),
-    "pool_after": ("simple", "PoolAfter", {}),
-    "m3": ("simple", "PoolAfter", {}),
-    "tokenpacker": ("tokenpacker", "TokenPacker", {}),
-    "tokenpacker_antialias": ("tokenpacker", "TokenPacker", {"antialias": True}),
-    "quecc": ("quecc", "QueCC", {}),
-    "quecc_shared": ("quecc", "QueCC", {"source": "prompt_prefix"}),
-    "quecc_light": ("quecc", "QueCC", {"source": "embeddings"}),
-    "quecc_unasked": ("quecc", "QueCC", {"question": False}),  # QueCC with one part left out
-    "quecc_pooled": ("quecc", "QueCC", {"conv": False}),
-    "quecc_one_level": ("quecc", "QueCC", {"levels": 1}),
-    "quecc_one_head": ("quecc", "QueCC", {"heads": 1}),
-    "quecc_distilled": ("quecc", "QueCC", {}),
-    "glances": ("zoo.glances", "Glances", {}),
-    "glances_steered": ("zoo.glances", "Glances", {"steered": True}),
-    "glances_nested": ("zoo.glances", "Glances", {"steered": True, "every": True}),
-    "lookup": ("zoo.lookup", "Lookup", {}),
-    "lookup_unaligned": ("zoo.lookup", "Lookup", {"aligned": False}),
-    "lookup_distilled": ("zoo.lookup", "Lookup", {"aligned": False}),
-    "mqt": ("zoo.resampler", "MQT", {}),
-    "mqt_content": ("zoo.resampler", "MQT", {"keys": "content"}),
-    "mqt_nested": ("zoo.resampler", "MQT", {}),
-    "perceiver": ("zoo.resampler", "Perceiver", {}),
-    "llavamini": ("zoo.resampler", "LLaVAMini", {}),
-    "llavamini_fused": ("zoo.prefusion", "LLaVAMiniFused", {}),
-    "prumerge": ("zoo.prune", "PruMerge", {}),
-    "prumerge_normalised": ("zoo.prune", "PruMerge", {"normalise": True}),
-    "prumerge_plus": ("zoo.prune", "PruMerge", {"plus": True}),
-    "visionzip": ("zoo.prune", "VisionZip", {}),
-    "tome": ("zoo.tome", "ToMe", {}),
-    "fastv": ("zoo.fastv", "FastV", {}),
-    "random": ("zoo.controls", "Random", {}),
-    "stride": ("zoo.controls", "Stride", {}),
-    "downsample": ("zoo.controls", "Downsample", {}),
-    "downsample_image": ("zoo.controls", "DownsampleImage", {}),
-    "dct": ("zoo.controls", "DCT", {}),
-    "braco": ("zoo.braco", "Braco", {}),
+    "none": Entry("simple.NoImage", sets=()),
+    "identity": Entry("simple.Identity", sets=()),
+    "pool": Entry("simple.Pool", sets=RIVALS),
+    "pool_after": Entry("simple.PoolAfter", label="pooling trained for one V", published="M3"),
+    "m3": Entry("simple.PoolAfter", label="M3", sets=NESTED, nested=True, one_V="pool_after"),
+    "tokenpacker": Entry("tokenpacker.TokenPacker", label="TokenPacker", sets=(), published="TokenPacker"),
+    "tokenpacker_antialias": Entry("tokenpacker.TokenPacker", {"antialias": True}),
+    "quecc": Entry(QUECC, label="QueCC", sets=RIVALS + ABLATIONS, published="QueCC"),
+    "quecc_shared": Entry(QUECC, {"source": "prompt_prefix"}, sets=RIVALS),
+    "quecc_light": Entry(QUECC, {"source": "embeddings"}, sets=RIVALS),
+    "quecc_unasked": Entry(QUECC, {"question": False}, sets=ABLATIONS),  # QueCC with one part left out
+    "quecc_pooled": Entry(QUECC, {"conv": False}, sets=ABLATIONS),
+    "quecc_one_level": Entry(QUECC, {"levels": 1}, sets=ABLATIONS),
+    "quecc_one_head": Entry(QUECC, {"heads": 1}, sets=ABLATIONS),
+    "quecc_distilled": Entry(QUECC, sets=ABLATIONS, distilled=True),
+    "glances": Entry(GLANCES),
+    "glances_steered": Entry(GLANCES, {"steered": True}, sets=RIVALS),
+    "glances_nested": Entry(
+        GLANCES, {"steered": True, "nested": True}, sets=NESTED, nested=True, one_V="glances_steered"
+    ),
+    "lookup": Entry(LOOKUP, sets=RIVALS + ABLATIONS),
+    "lookup_unaligned": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS),
+    "lookup_distilled": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS, distilled=True),
+    "mqt": Entry(MQT, label="MQT", published="MQT"),
+    "mqt_content": Entry(MQT, {"keys": "content"}),
+    "mqt_nested": Entry(MQT, sets=NESTED, nested=True, one_V="mqt"),
+    "perceiver": Entry("zoo.resampler.Perceiver"),
+    "llavamini": Entry("zoo.resampler.LLaVAMini"),
+    "llavamini_fused": Entry("zoo.prefusion.LLaVAMiniFused"),
+    "prumerge": Entry(PRUMERGE, label="PruMerge without a class token", published="PruMerge"),
+    "prumerge_normalised": Entry(PRUMERGE, {"normalise": True}),
+    "prumerge_plus": Entry(PRUMERGE, {"plus": True}),
+    "visionzip": Entry("zoo.prune.VisionZip"),
+    "tome": Entry("zoo.tome.ToMe"),
+    "fastv": Entry("zoo.fastv.FastV", nested=True),  # V plays no part in its training
+    "random": Entry("zoo.controls.Random"),
+    "stride": Entry("zoo.controls.Stride"),
+    "downsample": Entry("zoo.controls.Downsample"),
+    "downsample_image": Entry("zoo.controls.DownsampleImage"),
+    "dct": Entry("zoo.controls.DCT"),
+    "braco": Entry("zoo.braco.Braco", label="Braco"),
 }
-
-# One training serves every V: it is drawn anew at every step, or plays no part in training (FastV). Beside
-# each, the same with weights for one V alone.
-TRAINED_ONCE = {
-    "m3": "pool_after",
-    "mqt_nested": "mqt",
-    "glances_nested": "glances_steered",
-    "fastv": "identity",
-}
-
-# Trained with an auxiliary loss (`distil.py`); without it they are quecc and lookup_unaligned.
-DISTILLED = ("quecc_distilled", "lookup_distilled")
 
 
 def names() -> list[str]:
@@ -76,23 +91,34 @@ def names() -> list[str]:
 
 
 def register(name: str, cls: type, **options) -> None:
-    """Add a compressor class under `name`; the sweep, the cost and the figures then know it."""
-    REGISTRY[name] = (cls, None, options)
+    """Add a compressor class under `name`, with these options of the class."""
+    REGISTRY[name] = Entry(cls, options)
 
 
-def entry(name: str) -> tuple[str, dict]:
-    """`name` -> its class's name (of your own: dotted) and its options; `InputError` lists all names."""
+def entry(name: str) -> Entry:
+    """The registry's line of that name; `InputError` lists all names."""
     if name not in REGISTRY:
         raise InputError(f"unknown compressor '{name}': use one of {', '.join(names())}")
-    module, cls, options = REGISTRY[name]
-    return (cls if isinstance(module, str) else f"{module.__module__}.{module.__name__}"), options
+    return REGISTRY[name]
+
+
+def label(name: str) -> str:
+    """How tables and figures write a compressor; a name that is not registered stays as it is."""
+    return REGISTRY[name].label or name if name in REGISTRY else name
+
+
+def sets() -> dict[str, tuple[str, ...]]:
+    """The compressors of notebook 05 by set, each in the registry's order."""
+    return {kind: tuple(name for name, line in REGISTRY.items() if kind in line.sets) for kind in SETS}
 
 
 def find(name: str) -> type:
     """`name` -> its class, imported when asked for."""
-    cls, _ = entry(name)
-    module = REGISTRY[name][0]
-    return getattr(import_module(f"vtc.compressors.{module}"), cls) if isinstance(module, str) else module
+    cls = entry(name).cls
+    if isinstance(cls, type):
+        return cls
+    module, _, cls = cls.rpartition(".")
+    return getattr(import_module(f"vtc.compressors.{module}"), cls)
 
 
 def possible(name: str, grid: int) -> list[int]:
@@ -110,7 +136,7 @@ def build(
     own. Raises `InputError`, one line, for an unknown name, a V that the grid cannot give, a width or option
     that does not fit.
     """
-    cls, (_, preset) = find(name), entry(name)
+    cls, preset = find(name), entry(name).options
     for what, given, least in (("tokens", tokens, 0), ("grid", grid, 1), ("d", d, 1)):
         if not isinstance(given, Integral) or given < least:
             raise InputError(f"compressor '{name}': {what} must be a whole number >= {least}, got {given!r}")

@@ -65,7 +65,8 @@ class Compressor(nn.Module):
     needs_keys = False  # features.keys
     shrinks_image = False  # True: the tower sees a smaller image, of V patches
     ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
-    fuses = False  # True: text is read with the patches before the LLM, see `prefusion.py`
+    fuses = False  # True: `fusion.layers` beside the LLM read text and patches first, see `zoo/prefusion.py`
+    layer: int | None = None  # D: the LLM's layer before which tokens are dropped
     nested = False  # True: the same weights serve every V, see `at`
     question_source: str | None = "llm_last"  # where the question's vector comes from, see `QueCC`
     aligns_at: int | None = None  # V of the align stage where it is another, see `at`
@@ -96,6 +97,13 @@ class Compressor(nn.Module):
     def side(self) -> int:
         """Patches a side that the tower hands over: g, or less where the image is shrunk before."""
         return math.isqrt(self.tokens) if self.shrinks_image else self.grid
+
+    @property
+    def question_pass(self) -> str | None:
+        """The LLM's pass over the question: "paid" by each request, "shared" with the prompt, or None."""
+        if not self.needs_question or self.question_source == "embeddings":
+            return None
+        return "shared" if self.question_source == "prompt_prefix" else "paid"
 
     @property
     def of_tower(self) -> dict[str, bool | int]:
@@ -156,8 +164,8 @@ class Compressor(nn.Module):
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def where(self, features: Features, question: Tensor | None = None, **extra) -> Tensor:
-        """Where each visual token looks: (b, V, s), rows add up to 1 (what the notebook draws).
+    def attention_map(self, features: Features, question: Tensor | None = None, **extra) -> Tensor:
+        """What each visual token reads of each patch: (b, V, s), rows add up to 1 (what the notebook draws).
 
         The default is the size of the token's gradient with respect to each patch, so it works for any
         compressor; those with an attention map of their own return that instead.
@@ -173,16 +181,6 @@ class Compressor(nn.Module):
             rows.append(sum(slope.float().square().sum(-1) for slope in slopes if slope is not None).sqrt())
         seen = torch.stack(rows, 1)  # (b, V, s)
         return seen / seen.sum(-1, keepdim=True).clamp_min(1e-12)
-
-    def flops(self, b: int = 1, questions: int = 1) -> float:
-        """Operations (two a multiply-add) for `b` images with `questions` questions each.
-
-        Counted by `vtc.compressors.ledger` where it has a formula, else by instrumenting one call on the
-        meta device.
-        """
-        from vtc.compressors import ledger
-
-        return ledger.of(self, b, questions)
 
     @property
     def n_parameters(self) -> int:

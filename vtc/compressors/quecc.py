@@ -125,9 +125,9 @@ class QueCC(Windows):
         mixed = self.attend(self.queries(before, question), kv)  # (b, m, V, width)
         return self.project(mixed.flatten(0, 1))  # (b m, V, d_out)
 
-    def where(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         before, kv = self.keys_values(features)
-        return self.attend.where(self.queries(before, self.asked(question, mask)), kv)
+        return self.attend.attention_map(self.queries(before, self.asked(question, mask)), kv)
 
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read a released QueCC: `text_projection`, `q_proj`, `q_downsample`, `k_proj`, `clip_attn`, ...

@@ -6,8 +6,6 @@ averaged.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from vtc.compressors.base import Compressor, Features, Official, Windows, fill, mean_pool, mlp2x
@@ -23,7 +21,7 @@ class NoImage(Compressor):
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last[:, :0]  # (b, 0, d)
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last.new_zeros(len(features), 0, self.grid**2)
 
 
@@ -68,10 +66,3 @@ class PoolAfter(Windows):
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read LLaVA's `mlp2x_gelu` projector, names `0.*` and `2.*`."""
         fill(self.project, Official(state, "PoolAfter").mlp2x())
-
-
-def given_tokens(patches: int, asked: int) -> int:
-    """Tokens M3's release gives when `asked` for some number: it cuts the window's side to a whole one."""
-    side = math.isqrt(patches)
-    window = int((patches / asked) ** 0.5)
-    return ((side - window) // window + 1) ** 2

@@ -64,8 +64,8 @@ class TokenPacker(Windows):
         mixed = self.attend(self.queries(features), self.attend.keys_values(features.levels))
         return self.project(mixed.squeeze(1))
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
-        return self.attend.where(self.queries(features), self.attend.keys_values(features.levels))
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
+        return self.attend.attention_map(self.queries(features), self.attend.keys_values(features.levels))
 
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read a released TokenPacker: `q_proj_1`, `k_proj_1`, `ln_q_1`, `clip_attn`, `mlp`, ..."""

@@ -158,7 +158,7 @@ class WindowAttention(nn.Module):
             scores = scores + each.transpose(1, 2).reshape(b * v, m * self.heads, 1)
         return torch.softmax(scores * inverse, -1)
 
-    def where(self, queries: Tensor, kv: KeysValues) -> Tensor:
+    def attention_map(self, queries: Tensor, kv: KeysValues) -> Tensor:
         """Mean over heads of the attention, spread over the grid: (b, v, s); for one set of queries."""
         b, _, v, _ = queries.shape
         z, inverse = self.windows(kv, v)

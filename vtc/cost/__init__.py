@@ -16,7 +16,7 @@ architectures: CLIP (2103.00020), Qwen1.5/Qwen2 (2407.10671), TokenPacker (2407.
 """
 
 # ruff: noqa: F401  (the names below are this package's interface)
-from vtc.cost.compressors import CompressorCost, compressor
+from vtc.cost.compressors import CompressorCost, compressor, reach, traits
 from vtc.cost.count import (
     QUESTION_PASS,
     STAGES,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vtc import cost, data, scaling
+from vtc import compressors, cost, data, scaling
 from vtc.experiments.sweep import unpacked
 from vtc.profiles import Profile
 
@@ -108,6 +108,9 @@ def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
     """Operations of a question with that LLM on CLIP-L's 576 patches: a row a compressor, a column a V."""
     counted = {}
     for name, V in rows[["compressor", "V"]].drop_duplicates().itertuples(index=False):
+        least, most = cost.reach(name)
+        if not least <= V <= most:  # all patches of a smaller tower are no compression of this one's
+            continue
         pipe = cost.Pipeline(cost.llm(llm), compressor=name, features_cached=True)
         counted[name, V] = float(cost.flops(pipe, V, Q)) / 1e12
     return pd.Series(counted).unstack()
@@ -149,14 +152,8 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-SAID = {
-    "quecc": "QueCC",
-    "tokenpacker": "TokenPacker",
-    "mqt": "MQT",
-    "pool_after": "M3",
-    "prumerge": "PruMerge",
-}
-TABLE_1 = tuple(SAID)[1:]  # those that the paper's Table 1 puts beside QueCC
+PUBLISHED = {name: line.published for name, line in compressors.REGISTRY.items() if line.published}
+TABLE_1 = tuple(name for name in PUBLISHED if name != "quecc")  # the paper's Table 1 puts them beside QueCC
 
 
 def claims(published: pd.DataFrame, ours: pd.DataFrame) -> list[dict]:
@@ -182,12 +179,12 @@ def in_table_1(other: str, V: int) -> str:
     apart, at = [], set()
     for r in table:  # that table groups by V, nearly: MQT's two tokens stand beside one, PruMerge's 32 by 36
         group = min(groups, key=lambda v: abs(np.log(v / int(r["V"]))))
-        if r["method"] == SAID[other] and group == V:
+        if r["method"] == PUBLISHED[other] and group == V:
             apart.append((mine[V, r["task"]] - float(r["value"])) / 100)
             at.add(int(r["V"]))
     if not apart:
         return "not tested"
-    tokens = "" if at == {V} else f", {SAID[other]} at {max(at)}"
+    tokens = "" if at == {V} else f", {PUBLISHED[other]} at {max(at)}"
     return f"{np.mean(apart):+.3f}, {len(apart)} benchmarks{tokens}"
 
 
@@ -195,7 +192,7 @@ def _claim(row, paper: str, source: str, cost: float | None = None) -> dict:
     """One duel as a claim: at 5 % after Holm, by more than one seed and, where a cost is given, no dearer."""
     clear, dear = row.p_holm < 0.05 and row.seeds > 1, cost is not None and cost > 1
     held, lost = clear and row.difference > 0 and not dear, dear or clear and row.difference < 0
-    names = [SAID.get(name, name) for name in (row.compressor, row.against)]
+    names = [compressors.label(name) for name in (row.compressor, row.against)]
     seeds = f"{row.seeds} seed{'s' * (row.seeds > 1)}"
     return {
         "id": f"05-{row.compressor}-{row.against}-{row.V}",

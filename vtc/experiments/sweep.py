@@ -39,25 +39,9 @@ def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
     ]
 
 
-# The compressors of notebook 05; TokenPacker's rows are the sweep's.
-SETS = {
-    "rivals": ("pool", "quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"),
-    "ablations": (
-        *("quecc", "quecc_unasked", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
-        *("quecc_distilled", "lookup", "lookup_unaligned", "lookup_distilled"),
-    ),
-    "nested": ("m3", "mqt_nested", "glances_nested"),
-    "others": (
-        *("glances", "pool_after", "mqt", "mqt_content", "perceiver", "llavamini", "tokenpacker_antialias"),
-        *("llavamini_fused", "prumerge", "prumerge_normalised", "prumerge_plus", "visionzip", "tome"),
-        *("fastv", "random", "stride", "downsample", "downsample_image", "dct"),
-    ),
-}
-
-
 def members(name: str) -> tuple[str, ...]:
     """The compressors of a set, or the one of that name."""
-    return SETS.get(name, (name,))
+    return compressors.sets().get(name, (name,))
 
 
 def zoo(p: Profile) -> list[dict]:

@@ -147,7 +147,7 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V: one training for every V (dashed), and one for each (solid)."""
-    pairs = {once: each for once, each in compressors.TRAINED_ONCE.items() if each != "identity"}
+    pairs = {name: line.one_V for name, line in compressors.REGISTRY.items() if line.one_V}
     frame = beside(rows[rows["compressor"].isin([*pairs, *pairs.values()])])
     frame["training"] = (
         frame["compressor"].isin(list(pairs)).map({True: "once, every V", False: "each V by itself"})

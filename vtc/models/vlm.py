@@ -245,12 +245,12 @@ class VLM(PreTrainedModel):
         """Where each visual token of one image looks as the question changes: (m, V, s), rows add up to 1."""
         features = self.here(features)
         if not self.compressor.needs_question:
-            return self.compressor.where(features).expand(len(questions), -1, -1)
+            return self.compressor.attention_map(features).expand(len(questions), -1, -1)
         rows = []
         for question in questions:
             ids = torch.tensor(self.tokenizer(question)["input_ids"], device=self.device)[None, None]
             asked, mask = self.read(ids, torch.full_like(ids[..., 0], ids.shape[-1]))
-            rows.append(self.compressor.where(features, asked.to(features.last), **mask))  # (1, V, s)
+            rows.append(self.compressor.attention_map(features, asked.to(features.last), **mask))  # (1, V, s)
         return torch.cat(rows)
 
     def eyes(self) -> Tower:

@@ -63,9 +63,7 @@ class Request:
     @property
     def q_prime(self) -> float:
         """Question tokens that the compressor sends through the LLM once more; 0 where none is paid for."""
-        pipe = cost.Pipeline(cost.QWEN15[0], compressor=self.compressor, question=self.question_pass)
-        part = cost.compressor(self.compressor, pipe.tower, max(self.tokens), pipe.llm.d)
-        if pipe.question_pass(part) != "paid":
+        if self.question_pass != "paid" or cost.traits(self.compressor)["question_pass"] != "paid":
             return 0.0
         return float(self.Q if self.question is None else min(self.question, self.Q))
 

@@ -177,7 +177,7 @@ def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
 
 def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
-    if case.V and case.compressor in compressors.TRAINED_ONCE:
+    if case.V and compressors.entry(case.compressor).nested:
         return _train_once(p, case)
     return _train(p, case)
 
@@ -234,7 +234,7 @@ def teach(
 
         return batch
 
-    guided = case.V > 0 and case.compressor in compressors.DISTILLED
+    guided = case.V > 0 and compressors.entry(case.compressor).distilled
     learner, root = (Guided(model), "model.") if guided else (model, "")
     sees = (f"{root}compressor", f"{root}projector", "distil")  # the last is there where guided
     aligned = {"seconds": 0.0}
@@ -282,7 +282,7 @@ def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VL
     model.tower, bank = eyes, Bank(asked, tokenizer)
     check_questions(model, [q.text for q in asked], [one.question for one in bank.rows])
     features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
-    every = served(p) if case.V and case.compressor in compressors.TRAINED_ONCE else ()
+    every = served(p) if case.V and compressors.entry(case.compressor).nested else ()
     return teach(p, case, model, features, bank, bank, every, said)
 
 
@@ -302,6 +302,6 @@ def check(p: Profile, case: Case) -> None:
             raise InputError(
                 f"{case.compressor} drops tokens at layer {first}: take an LLM of more than {layers}"
             )
-    elif case.V and case.compressor in compressors.TRAINED_ONCE and case.V not in served(p):
+    elif case.V and compressors.entry(case.compressor).nested and case.V not in served(p):
         there = ", ".join(map(str, served(p)))
         raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for 0 (no image), {there}")

@@ -114,6 +114,15 @@ class Braco(Compressor):
         detail = self.residual_norm(self.residual_weights(x) @ x) * self.residual_scale  # (b, S, d)
         return torch.cat([kept, detail], 1)
 
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
+        """A frequency reads each patch by the size of its wave there, a residual token by its weight."""
+        waves = cosines(self.grid)[: self.side_kept]  # (C, g)
+        if self.tokens >= INVERSE_FROM:
+            waves = cosines(self.side_kept).T @ waves
+        read = torch.kron(waves, waves).abs().to(features.last)  # (C * C, s)
+        read = (read / read.sum(-1, keepdim=True)).expand(len(features), -1, -1)
+        return torch.cat([read, self.residual_weights(features.last)], 1) if self.residuals else read
+
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read a released `BracoCompressor`, whose names are those of this class."""
         given = Official(state, "Braco")

@@ -81,7 +81,7 @@ class DownsampleImage(Downsample):
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
         r = self.matrix(math.isqrt(self.tokens)).to(features.last)
         return torch.kron(r, r).expand(len(features), -1, -1)  # (b, V, s): the area that a token covers
 

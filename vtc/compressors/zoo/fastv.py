@@ -16,25 +16,18 @@ from vtc import InputError
 from vtc.compressors.base import Compressor, Features, pick
 
 
-def rank(row: Tensor, image: Tensor, keep: int, shared: bool = False) -> Tensor:
+def rank(row: Tensor, image: Tensor, keep: int) -> Tensor:
     """Image positions to keep by falling attention: row (b, t), image (b, t) bool -> (b, keep).
 
-    row: attention of the last token, mean over heads. shared: all samples take the first one's choice (the
-    release).
+    row: attention of the last token, mean over heads.
     """
     scores = row.masked_fill(~image, -torch.inf)
-    ranked = scores.argsort(dim=-1, descending=True, stable=True)[:, :keep]
-    return ranked[:1].expand(len(row), -1) if shared else ranked
-
-
-def visible(ranked: Tensor, image: Tensor) -> Tensor:
-    """(b, t) bool: all outside the image and those ranked; the masking variant hides the others as keys."""
-    return (~image).scatter(1, ranked, True)
+    return scores.argsort(dim=-1, descending=True, stable=True)[:, :keep]
 
 
 def survivors(ranked: Tensor, image: Tensor) -> Tensor:
-    """The visible positions, rising, (b, t - dropped)."""
-    stay = visible(ranked, image)
+    """All positions outside the image and those ranked, rising, (b, t - dropped)."""
+    stay = (~image).scatter(1, ranked, True)
     counts = stay.sum(-1)
     if (counts != counts[0]).any():
         raise InputError("fastv: the prompts of a batch must hold equally many visual tokens")
@@ -44,16 +37,16 @@ def survivors(ranked: Tensor, image: Tensor) -> Tensor:
 class FastV(Compressor):
     """Hands all s patches over; `inside(layers, image)` lets V of them live on from the LLM's layer K.
 
-    tokens is V; the call returns (b, s, d). Each sample ranks for itself; shared=True follows the release,
-    where the first sample decides for the batch. Kept tokens keep their positions.
+    tokens is V; the call returns (b, s, d). Each sample ranks for itself (in the release the first one
+    decides for its batch). Kept tokens keep their positions.
     """
 
     cost_class = "D"
     nested = True
 
-    def __init__(self, *, layer: int = 2, shared: bool = False, **shape):
+    def __init__(self, *, layer: int = 2, **shape):
         super().__init__(**shape)
-        self.layer, self.shared = layer, shared
+        self.layer = layer
         if layer < 1:
             raise InputError(
                 f"fastv: layer must be at least 1 (attention of the layer before is read), got {layer}"
@@ -77,7 +70,7 @@ class FastV(Compressor):
             hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             if hidden.shape[1] == image.shape[1]:
                 row = last_row(attention, hidden, kwargs["position_embeddings"], kwargs["attention_mask"])
-                kept[:] = [survivors(rank(row, image, self.tokens, self.shared), image)]
+                kept[:] = [survivors(rank(row, image, self.tokens), image)]
 
         def drop(layer, args, kwargs):
             hidden, *rest = args

@@ -34,14 +34,14 @@ class Glances(Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
     steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales
-    the values. every: a table of places for every V, so that one training serves all of them. width: of the
+    the values. nested: a table of places for every V, so that one training serves all of them. width: of the
     patches' map (d). each: channels a glance carries (width / 8).
     """
 
     needs_levels = True
     ends_at_llm = True
 
-    def __init__(self, *, glances=32, width=None, each=None, steered=False, every=False,
+    def __init__(self, *, glances=32, width=None, each=None, steered=False, nested=False,
                  source="embeddings", **shape):  # fmt: skip
         super().__init__(**shape)
         check_source(self.name, source)
@@ -49,12 +49,12 @@ class Glances(Windows):
             raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
         width = width or self.d
         each = each or max(4, width // 8)
-        self.needs_question, self.question_source, self.nested = steered, source, every
+        self.needs_question, self.question_source, self.nested = steered, source, nested
         self.read = mlp2x(self.width_of("d_levels"), width, width)
         self.query = nn.Parameter(torch.randn(glances, width) * width**-0.5)
-        sides = [self.grid // math.isqrt(v) for v in self.possible(self.grid)] if every else [self.k]
+        sides = [self.grid // math.isqrt(v) for v in self.possible(self.grid)] if nested else [self.k]
         tables = {str(k): nn.Parameter(spread(glances, k)) for k in sides}
-        self.place = nn.ParameterDict(tables) if every else tables[str(self.k)]
+        self.place = nn.ParameterDict(tables) if nested else tables[str(self.k)]
         self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
         self.project = mlp2x(glances * each, self.d_out, self.d_out)
         if steered:
@@ -78,7 +78,7 @@ class Glances(Windows):
         steer = self.text(question)
         return steer if steer.dim() == 3 else steer.unsqueeze(1)
 
-    def looks(self, patches: Tensor, steer: Tensor | None) -> Tensor:
+    def weights(self, patches: Tensor, steer: Tensor | None) -> Tensor:
         """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k)."""
         b, v, kk, width = patches.shape
         query = self.query.expand(b, 1, -1, -1)
@@ -94,13 +94,13 @@ class Glances(Windows):
         """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: kept `patches`."""
         patches = self.patches(features) if kv is None else kv
         steer = self.asked(question, mask) if self.needs_question else None
-        seen = self.looks(patches, steer) @ patches  # (b, V, m glances, width)
+        seen = self.weights(patches, steer) @ patches  # (b, V, m glances, width)
         seen = seen.unflatten(2, (-1, len(self.query))).transpose(1, 2)  # (b, m, V, glances, width)
         if steer is not None:
             seen = seen * (1 + self.scale(steer))[:, :, None, None]
         carried = torch.einsum("bmvhw,hwc->bmvhc", seen, self.value.to(seen.dtype))
         return self.project(carried.flatten(3).flatten(0, 1))  # (b m, V, d_llm)
 
-    def where(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         steer = self.asked(question, mask) if self.needs_question else None
-        return unwindows(self.looks(self.patches(features), steer).mean(2), self.n)
+        return unwindows(self.weights(self.patches(features), steer).mean(2), self.n)

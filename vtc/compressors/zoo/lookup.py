@@ -27,7 +27,7 @@ class Lookup(Glances):
     """
 
     def __init__(self, *, finds=4, aligned=True, **options):
-        super().__init__(steered=True, every=True, width=options["d_llm"], **options)
+        super().__init__(steered=True, nested=True, width=options["d_llm"], **options)
         width = self.width_of("d_llm")
         self.aligns_at = max(v for v in self.possible(self.grid) if v <= 16) if aligned else None
         self.ask = nn.Parameter(torch.eye(width))  # a word's embedding is its query, to begin with
@@ -62,6 +62,6 @@ class Lookup(Glances):
         glanced = super().compress(features, question, mask, kv=patches)  # (b m, V, d_llm)
         return glanced + (seen @ self.hand_on.to(seen.dtype)).flatten(0, 1)
 
-    def where(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         looks = self.found(self.patches(features), question, mask)  # of one question: (b, V, 1, finds, k*k)
         return unwindows(looks.mean((2, 3)), self.n)

@@ -17,12 +17,6 @@ from vtc import InputError
 from vtc.compressors.base import Compressor, Features, pick
 
 
-def class_attention(q: Tensor, k: Tensor) -> Tensor:
-    """Last layer's maps, class token first, (b, 1+s, d) each -> (b, 1, s): one head, class column cut."""
-    scores = q[:, :1] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-    return scores.softmax(-1)[:, :, 1:]
-
-
 def complement(index: Tensor, s: int) -> Tensor:
     """(b, n) -> (b, s - n): what is not in `index`, rising; a double there costs the lowest its place."""
     every = torch.arange(s, device=index.device).expand(len(index), -1)
@@ -84,8 +78,8 @@ class PruMerge(Compressor):
     place of the release's sums.
 
     Inside the VLM it reads the attention and keys of the layer of `last`, averaged over heads (keys side by
-    side): an approximation to the release, which reads its last layer as one wide head (`class_attention`,
-    held to the release by the parity vectors).
+    side): an approximation to the release, which reads its last layer as one wide head. The tower trained
+    here has no class token that means anything: attention is then what all patches pay a patch.
     """
 
     needs_attention = True
@@ -203,7 +197,7 @@ class VisionZip(Compressor):
         dominant = pick(x, top.sort(-1).values)
         if first:
             dominant = torch.cat([features.cls.float().unsqueeze(1), dominant], 1)
-            top = torch.cat([torch.zeros_like(top[:, :1]), top + 1], 1)
+            top = torch.cat([top.new_zeros(len(top), 1), top + 1], 1)
         return Zipped(torch.cat([dominant, contextual], 1), top, target, assigned)
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:

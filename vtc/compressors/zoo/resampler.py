@@ -113,7 +113,7 @@ class Resampler(Compressor):
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return self.attend(*self.reads(features))
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
         queries, keys, _ = self.reads(features)
         return self.attend.weights(queries, keys).mean(1).expand(len(features), -1, -1)
 

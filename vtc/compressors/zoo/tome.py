@@ -1,4 +1,4 @@
-"""Token merging after the tower, and the pieces that the tower's layers would use (ToMe, arXiv 2210.09461).
+"""Token merging after the tower (ToMe, arXiv 2210.09461, section 3).
 
 The reference implementation is non-commercial; written from the paper: even positions (A) propose their most
 similar odd position (B), the r best pairs merge, sizes are carried so that every mean is over patches.
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vtc.compressors.base import Compressor, Features
+from vtc.compressors.base import Compressor, Features, pick
 
 
 class Matching(NamedTuple):
@@ -21,53 +21,38 @@ class Matching(NamedTuple):
     stay: Tensor  # (b, |A| - r) positions in A
     source: Tensor  # (b, r) positions in A, by falling similarity
     target: Tensor  # (b, r) positions in B
-    tokens: int
-    second_first: bool  # the distillation token, B's first, comes right after the class token
+    tokens: int  # t
 
     def sum(self, x: Tensor) -> Tensor:
         """(b, t, d) -> (b, t - r, d): members of a merged token added up."""
         a, b = x[:, ::2], x[:, 1::2]
-        moved = a.gather(1, self.source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        moved = pick(a, self.source)
         b = b.scatter_add(1, self.target.unsqueeze(-1).expand_as(moved), moved)
-        stay = a.gather(1, self.stay.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        if self.second_first:
-            return torch.cat([stay[:, :1], b[:, :1], stay[:, 1:], b[:, 1:]], 1)
-        return torch.cat([stay, b], 1)
+        return torch.cat([pick(a, self.stay), b], 1)
 
     def groups(self) -> Tensor:
         """(b, t): the output position in which each token ended."""
         images, stays = self.stay.shape
-        of_a = torch.empty(images, (self.tokens + 1) // 2, dtype=torch.long, device=self.stay.device)
-        of_b = torch.arange(self.tokens // 2, device=self.stay.device).expand(images, -1) + stays
-        at = torch.arange(stays, device=self.stay.device).expand(images, -1)
-        if self.second_first:
-            at, of_b = at + (at > 0), torch.where(of_b == stays, 1, of_b)
-        of_a.scatter_(1, self.stay, at)
-        of_a.scatter_(1, self.source, of_b.gather(1, self.target))
         groups = torch.empty(images, self.tokens, dtype=torch.long, device=self.stay.device)
-        groups[:, ::2], groups[:, 1::2] = of_a, of_b
+        of_a, of_b = groups[:, ::2], groups[:, 1::2]  # views
+        of_b.copy_(torch.arange(self.tokens // 2, device=groups.device) + stays)
+        of_a.scatter_(1, self.stay, torch.arange(stays, device=groups.device).expand(images, -1))
+        of_a.scatter_(1, self.source, of_b.gather(1, self.target))
         return groups
 
 
-def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool = False) -> Matching:
-    """metric (b, t, d_k) -> the r best pairs by cosine; r is cut to half of what is not protected.
-
-    Without a class token the A that stay are ordered by falling similarity, as the release has it.
-    """
-    t = metric.shape[1]
-    r = max(0, min(r, (t - class_token - distill_token) // 2))
+def similarity(metric: Tensor) -> Tensor:
+    """metric (b, t, d_k) -> cosine of every even position with every odd one, (b, |A|, |B|)."""
     unit = metric / metric.norm(dim=-1, keepdim=True)
-    scores = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)  # (b, |A|, |B|)
-    if class_token:
-        scores[:, 0] = -torch.inf
-    if distill_token:
-        scores[:, :, 0] = -torch.inf
+    return unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+
+
+def match(scores: Tensor, r: int) -> Matching:
+    """scores (b, |A|, |B|) -> the r best pairs; the A that stay come by falling similarity, as released."""
     best, partner = scores.max(-1)
     order = best.argsort(dim=-1, descending=True, stable=True)
     source, stay = order[:, :r], order[:, r:]
-    if class_token:
-        stay = stay.sort(-1).values
-    return Matching(stay, source, partner.gather(1, source), t, distill_token)
+    return Matching(stay, source, partner.gather(1, source), sum(scores.shape[1:]))
 
 
 def merge(x: Tensor, matching: Matching, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -75,21 +60,6 @@ def merge(x: Tensor, matching: Matching, size: Tensor | None = None) -> tuple[Te
     size = torch.ones_like(x[..., :1]) if size is None else size
     total = matching.sum(size)
     return matching.sum(x * size) / total, total
-
-
-def unmerge(x: Tensor, matching: Matching) -> Tensor:
-    """(b, t - r, d) -> (b, t, d): every token gets a copy of the one it was merged into."""
-    return x.gather(1, matching.groups().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def schedule(layers: int, r) -> list[int]:
-    """Merges per layer from ToMe's short forms: a number, (mean, slope in -1..1), or a list to fill up."""
-    if isinstance(r, list):
-        return r + [0] * (layers - len(r))
-    mean, slope = r if isinstance(r, tuple) else (r, 0)
-    first = int(mean * (1 - slope))
-    step = (2 * mean - first - first) / (layers - 1)
-    return [int(first + step * layer) for layer in range(layers)]
 
 
 class Merging(NamedTuple):
@@ -111,7 +81,7 @@ def merge_to(x: Tensor, tokens: int, metric: Tensor | None = None) -> Merging:
     steps = []
     while (t := x.shape[1]) > tokens:
         steps.append(min(t // 2, t - tokens))
-        matching = match(x if metric is None else metric, steps[-1])
+        matching = match(similarity(x if metric is None else metric), steps[-1])
         if metric is not None:
             metric, _ = merge(metric, matching, size)
         x, size = merge(x, matching, size)
@@ -131,39 +101,6 @@ class ToMe(Compressor):
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return self.merging(features).tokens.to(features.last.dtype)
 
-    def where(self, features: Features, question: Tensor | None = None) -> Tensor:
+    def attention_map(self, features: Features, question: Tensor | None = None) -> Tensor:
         merged = self.merging(features)
         return F.one_hot(merged.groups, self.tokens).transpose(1, 2) / merged.size  # (b, V, s)
-
-
-class TowerAttention(nn.Module):
-    """A tower layer's attention that also gives what the selectors read: the class row and the key metric.
-
-    (b, t, d) -> output (b, t, d), class token's attention (b, heads, t), metric (b, t, d / heads), the mean
-    of the keys over heads. size (b, t, 1): its logarithm is added to the scores (ToMe's proportional
-    attention).
-    """
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (b, heads, t, c)
-        scores = q @ k.transpose(2, 3) * (d // self.heads) ** -0.5
-        if size is not None:
-            scores = scores + size.log().view(b, 1, 1, t)
-        weights = scores.softmax(-1)
-        out = self.proj((weights @ v).transpose(1, 2).reshape(b, t, d))
-        return out, weights[:, :, 0], k.mean(1)
-
-    def load_official(self, state: dict[str, Tensor]) -> None:
-        """Names of timm (`qkv`, `proj`) or transformers' CLIP (`q_proj`, `k_proj`, `v_proj`, `out_proj`)."""
-        if "qkv.weight" in state:
-            self.load_state_dict(state)
-            return
-        packed = {f"qkv.{p}": torch.cat([state[f"{i}_proj.{p}"] for i in "qkv"]) for p in ("weight", "bias")}
-        self.load_state_dict({**packed, **{f"proj.{p}": state[f"out_proj.{p}"] for p in ("weight", "bias")}})
