@@ -11,6 +11,7 @@ import statistics
 import time
 
 import torch
+from transformers import Qwen2ForCausalLM
 
 from vtc import shapes
 from vtc.compressors.base import Features
@@ -29,7 +30,12 @@ def build(shape: shapes.LLMShape, V: int, compressor: str = "pool") -> VLM:
     torch.manual_seed(0)
     tower = {"d": 64, "layers": 4, "heads": 4, "patch": 4, "levels": (3, 4), "pixels": 96}
     tokenizer = make_tokenizer()
-    llm = make_llm(shape, shape.vocab or len(tokenizer)).bfloat16()
+    ours = make_llm(shape, shape.vocab or len(tokenizer)).bfloat16()
+    with torch.device("meta"):  # transformers' own attention and norms, on the same weights
+        llm = Qwen2ForCausalLM._from_config(ours.config, attn_implementation="sdpa")
+    llm.load_state_dict(ours.state_dict(), assign=True)
+    llm.model.rotary_emb = ours.model.rotary_emb  # its table is no weight
+    llm.tie_weights()
     config = VLMConfig(llm=llm.config.to_dict(), tower=tower, grid=24, compressor=compressor, tokens=V)
     return VLM(config, llm, tokenizer).bfloat16().eval()
 

@@ -34,6 +34,8 @@ class Engine:
         position_ids (b, m): where `ids` stand (default: behind the cache). mask (b, 1, m, past + steps m):
         see `Layout.decode_mask`. It stops where every row has said `end`; fewer tokens are then returned.
         """
+        if not steps:
+            return ids[..., None]
         if position_ids is None:
             position_ids = torch.full((1, 1), past, device=ids.device)
         self.begin(ids, past, steps, position_ids, mask)

@@ -6,13 +6,14 @@ questions -> token ids -> rows (`prompt`) -> embedded with their images' visual 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from vtc import InputError
 from vtc.compressors.base import Features
@@ -109,7 +110,8 @@ def _answer(
         packed = _pack(model, [[ids] for row in rows for ids in row])
     else:  # the questions of an image in one row, behind one set of visual tokens
         packed = _pack(model, rows)
-    batch = _Batch(model, engine, features, packed, _pack(model, read), owner if apart else None)
+    steers = _pack(model, read) if model.compressor.needs_question else packed
+    batch = _Batch(model, engine, features, packed, steers, owner if apart else None)
     with batch.dropping() if inside else nullcontext():
         said = iter(batch.decode(G).tolist())  # (rows, m, <= G)
     end = model.tokenizer.eos_token_id
@@ -138,12 +140,11 @@ class _Batch:
         owner: list[int] | None,
     ) -> None:  # fmt: skip
         self.model, self.engine, self.features, self.packed, self.read = model, engine, features, packed, read
-        b, m = read.lengths.shape
         self.owner, self.cell = None, None
         if owner is not None:  # of each row: its image, and its place among the (b m) questions
             number = [owner[:i].count(image) for i, image in enumerate(owner)]
-            self.owner = torch.tensor(owner, device=model.device)
-            self.cell = self.owner * m + torch.tensor(number, device=model.device)
+            self.owner, number = torch.tensor([owner, number], device=model.device)
+            self.cell = self.owner * read.lengths.shape[1] + number
         self.rows, self.m = packed.lengths.shape
         self.columns = model.V + packed.ids.shape[1]
 
@@ -225,11 +226,12 @@ class _Batch:
 # --- what is built once from weights that do not change ---
 
 _BUILT: WeakKeyDictionary[nn.Module, tuple[tuple, object]] = WeakKeyDictionary()
+_PLAIN = {"Embedding", "Linear", "Qwen2RMSNorm", "LlamaRMSNorm", "Norm"}  # whose weights `Runner` reads
 
 
-def _once(module: nn.Module, dtype: torch.dtype | None, build: Callable[[], object]) -> object:
+def _once(module: nn.Module, dtype: torch.dtype | None, weights: Iterable[Tensor], build: Callable) -> object:
     """What `build` made of a module's weights: kept, and made anew when they changed."""
-    now = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()))
+    now = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version) for p in weights))
     then, made = _BUILT.get(module, (None, None))
     if now != then:
         made = build()
@@ -239,12 +241,15 @@ def _once(module: nn.Module, dtype: torch.dtype | None, build: Callable[[], obje
 
 def engine_of(llm: nn.Module, dtype: torch.dtype) -> Engine:
     """What answers for this LLM in that precision: its runner, or transformers' forward."""
-    return _once(llm, dtype, lambda: Runner(llm, dtype)) if is_lean(llm) else Plain(llm)
+    weights = _weights(llm) if _is_lean(llm.config, type(llm).__name__) else None
+    return Plain(llm) if weights is None else _once(llm, dtype, weights, lambda: Runner(llm, dtype))
 
 
 def quick_tower(tower: Tower) -> nn.Module:
     """The same tower with packed products; on a GPU as it is."""
-    return _once(tower, None, lambda: quicken(tower)) if tower.mean.device.type == "cpu" else tower
+    if tower.mean.device.type != "cpu":
+        return tower
+    return _once(tower, None, tower.parameters(), lambda: quicken(tower))
 
 
 def forget(llm: nn.Module) -> None:
@@ -252,23 +257,26 @@ def forget(llm: nn.Module) -> None:
     _BUILT.pop(llm, None)
 
 
-def is_lean(llm: nn.Module) -> bool:
-    """Whether `Runner` computes what this LLM does: Qwen2's and LLaMA's layers as transformers has them.
+def _is_lean(config: PreTrainedConfig, kind: str) -> bool:
+    """Whether `Runner` computes what this LLM does: Qwen2's and LLaMA's layers as transformers has them."""
+    return (
+        kind in ("Qwen2ForCausalLM", "LlamaForCausalLM")
+        and config.hidden_act == "silu"
+        and config.rope_parameters.get("rope_type", "default") not in ("dynamic", "longrope")
+        and not set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    )
 
-    Not where something is hooked into it or replaces its matrices (adapters, quantisation), nor where it is
-    spread over devices.
-    """
-    config = llm.config
-    if type(llm).__name__ not in ("Qwen2ForCausalLM", "LlamaForCausalLM") or config.hidden_act != "silu":
-        return False
-    if config.rope_parameters.get("rope_type", "default") in ("dynamic", "longrope"):
-        return False
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        return False
-    plain = ("Embedding", "Linear", "Qwen2RMSNorm", "LlamaRMSNorm", "Norm")
-    for module in llm.modules():
+
+def _weights(llm: nn.Module) -> list[nn.Parameter] | None:
+    """Its weights; None where something is hooked in or replaces a matrix (an adapter), or devices differ."""
+    left, found = [llm], []
+    while left:
+        module = left.pop()
         if module._forward_hooks or module._forward_pre_hooks:
-            return False
-        if module._parameters and type(module).__name__ not in plain:
-            return False
-    return len({p.device for p in llm.parameters()}) == 1
+            return None
+        if module._parameters:
+            if type(module).__name__ not in _PLAIN:
+                return None
+            found += [p for p in module._parameters.values() if p is not None]
+        left += [child for child in module._modules.values() if child is not None]
+    return found if len({p.device for p in found}) == 1 else None

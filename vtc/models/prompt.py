@@ -128,14 +128,13 @@ class ImageSlot:
     @property
     def order(self) -> list[int] | None:
         """Raster index of the first, second, ... visual token in the prompt; None: as they come."""
-        place = raster_positions(self.V, self.text_offset)
-        order = sorted(range(self.V), key=place.__getitem__)
-        return None if order == list(range(self.V)) else order
+        return raster_order(self.V, self.text_offset)
 
     def position_ids(self, on: torch.device) -> Tensor:
         """Positions (V,) of visual tokens in the prompt, rising."""
-        place = torch.tensor(sorted(raster_positions(self.V, self.text_offset)), device=on)
-        return place.long() if self.text_offset == self.V else place
+        if self.text_offset == self.V:
+            return torch.arange(self.V, device=on)
+        return torch.tensor(sorted(raster_positions(self.V, self.text_offset)), device=on)
 
 
 @lru_cache
@@ -150,6 +149,13 @@ def raster_positions(V: int, offset: int) -> tuple[float, ...]:
         return tuple(i * offset / V for i in range(V))
     yx = [(i // n * blocks / n, i % n * blocks / n) for i in range(V)]  # in blocks
     return tuple(y // 1 * blocks + x // 1 + y % 1 + x % 1 * blocks / n for y, x in yx)
+
+
+@lru_cache
+def raster_order(V: int, offset: int) -> list[int] | None:
+    """Indices that put V visual tokens in the order of their positions; None where they are in it."""
+    order = sorted(range(V), key=raster_positions(V, offset).__getitem__)
+    return None if order == list(range(V)) else order
 
 
 @dataclass(frozen=True)
