@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from vtc import __main__, files, profiles
-from vtc.experiments import record, reproduce, store
+from vtc.experiments import claims, evidence, report, reproduce, store
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -90,7 +90,7 @@ CLAIM = """from vtc import profiles
 from vtc.experiments import store
 p = profiles.get(profile, recompute)
 mean = store.stored("01_x", p).error.mean()
-store.claim(p, "mean", "the mean is one", 1.0, mean, verdict="held")"""
+assert abs(mean - 7 / 6) < 1e-9"""
 
 
 def notebook(path, *cells):
@@ -143,7 +143,7 @@ def test_killed_at_three_moments_it_goes_on_to_the_same_rows(story, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     said, fault = start(story).communicate()
-    assert not fault and "the mean is one  1.167  -         1      -           0.1667   held" in said
+    assert not fault and re.search(r"recomputed +alpha / beta = 5.13, reasoning .* agrees", said)
     assert rows_of(run) == list(range(8))
     assert len((run / "measured").read_text()) <= 8 + 3  # each kill loses the case in flight
     assert {path.name for path in (run / "notebooks").iterdir()} == {"01_sweep.ipynb", "02_claim.ipynb"}
@@ -192,22 +192,20 @@ def test_two_at_once_are_refused(story, tmp_path, capsys):
     assert "another `vtc reproduce`" in capsys.readouterr().err
 
 
-def test_the_table_sets_ours_beside_recorded_and_paper(tmp_path, monkeypatch):
+def test_the_table_sets_what_is_here_beside_what_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(profiles, "ROOT", tmp_path)
-    recorded = profiles.get("smoke")
-    store.claim(recorded, "ratio", "N counts more than V", 4.7, 4.5, verdict="held")
-    recorded.results.mkdir(parents=True)
-    record.write_csv(
-        recorded.results / "claims.csv", {"claims": [*store.measured("claims", recorded).values()]}
-    )
     now = profiles.get("smoke", recompute=True, run="again")
-    store.claim(now, "ratio", "N counts more than V", 4.7, 4.25, verdict="open")
-    store.claim(now, "words", "one token wins", "yes", "no", verdict="open")
-    table = [re.split(r"\s{2,}", line) for line in reproduce.comparison(now).splitlines()]
-    assert table[0] == ["claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict"]
-    assert table[2] == ["N counts more than V", "4.25", "4.5", "4.7", "-0.25", "-0.45", "open"]
-    assert table[3] == ["one token wins", "no", "-", "yes", "-", "-", "open"]
+    before = claims.table(evidence.recomputed()).assign(low=-1.0).drop(index=0)
+    files.write(now.results / "claims.csv", before.to_csv(index=False))
+    table = [re.split(r"\s{2,}", line) for line in report.comparison(now).splitlines()]
+    assert table[0] == ["evidence", "what is said", "test", "here", "recorded", "verdict"]
+    kind, says, test, here, recorded, verdict = table[3]
+    assert (kind, says, verdict) == ("recomputed", "beta = 0.015, reasoning", "agrees")
+    assert (
+        test == "= 0.015, not 0" and here == "0.0151 [0.0108, 0.0206]" and recorded == "0.0151 [-1, 0.0206]"
+    )
+    assert table[2][4] == "-"  # that one is not recorded
 
 
 def test_peak_memory_counts_children():

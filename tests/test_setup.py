@@ -170,21 +170,6 @@ def test_one_version():
     assert "version" in PROJECT["dynamic"]
 
 
-def test_the_readme_sets_duels_side_by_side(tmp_path):
-    """A line a pair, a column a V, the paper's numbers below; what held is bold."""
-    from vtc.experiments import report
-
-    said = "id,statement,paper,ours,low,high,verdict\n"
-    said += '05-a-b-16,A scores higher than B at V = 16,not tested,"-0.1 [-0.2, 0.1], 3 seeds",-.2,.1,open\n'
-    said += '05-a-b-4,A scores higher than B at V = 4,+0.01,"+0.2 [+0.1, +0.3], 8 seeds",.1,.3,held\n'
-    (tmp_path / "claims.csv").write_text(said)
-    lines = report._claims(tmp_path / "claims.csv").splitlines()
-    assert "| scores higher | V = 4 | V = 16 |" in lines
-    assert "| A than B | **+0.2 [+0.1, +0.3]** | -0.1 [-0.2, 0.1] |" in lines
-    assert "| - the paper, Table 1 | +0.01 |  |" in lines
-    assert lines[-1].endswith("3 seeds at V = 16; 8 seeds at V = 4.")
-
-
 def test_readme_says_what_the_recorded_rows_say():
     """The findings in README.md are those of the recorded rows, and every file it links to is there."""
     from vtc.experiments import report

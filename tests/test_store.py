@@ -385,16 +385,6 @@ def test_two_programs_share_a_sweep_without_measuring_twice(sweep, tmp_path):
     assert len({line.split()[2] for line in made(tmp_path)}) == 2  # both did some
 
 
-def test_the_newest_claim_counts(profile):
-    said = "error falls five times faster with N"
-    store.claim(profile, "ratio", said, 4.7, 4.1, 3.9, 4.4, "open", "v1")
-    store.claim(profile, "few", "one token wins", "1", 4, verdict="open")
-    store.claim(profile, "ratio", said, 4.7, 4.6, 4.1, 5.3, "held", "v1")
-    found = store.claims(profile).set_index("id")
-    assert len(found) == len(files_of(profile, "claims")) == 2
-    assert found.ours.to_dict() == {"ratio": 4.6, "few": 4} and found.verdict["ratio"] == "held"
-
-
 # --- what is recorded ---
 
 

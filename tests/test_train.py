@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import vtc
 from vtc import data, profiles
-from vtc.evaluation import ask
+from vtc.evaluation import ask, scores
 from vtc.experiments import sweep
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import text_model
@@ -69,7 +69,7 @@ def test_one_cell_through_the_whole_path(smoke):
     """Real classes at toy size: tower, text stage, align, instruct, answers, row; the same row twice."""
     case = {"size": "xs", "V": 16, "compressor": "tokenpacker", "seed": 0}
     row = sweep.measure(smoke, case)
-    assert row["questions"] == len(ask.questions(smoke)) == len(sweep.unpacked(row["scores"]))
+    assert row["questions"] == len(ask.questions(smoke)) == len(scores.unpack(row["scores"]))
     assert row["N"] == sum(
         p.numel() for n, p in make_llm(smoke.size("xs"), 9).named_parameters() if "embed" not in n
     )
@@ -181,18 +181,17 @@ def test_the_bank_pads_questions_as_its_tokenizer_does():
     [("1 2 3", "1 2 3", 1), ("", "1 2", 0), ("1 3", "1 2 3", 2 / 3), ("3 2 1", "1 2 3", 1 / 3), ("", "", 1)],
 )
 def test_edit_similarity_by_hand(said, right, similarity):
-    assert ask.edit_similarity(said, right) == pytest.approx(similarity)
+    assert scores.edit_similarity(said, right) == pytest.approx(similarity)
 
 
 def test_packed_scores_come_back():
-    scores = [0.0, 1.0, 0.5, 0.05, 0.95]
-    assert sweep.unpacked(sweep.packed(scores)) == pytest.approx(scores)
+    values = [0.0, 1.0, 0.5, 0.05, 0.95]
+    assert scores.unpack(scores.pack(values)) == pytest.approx(values)
 
 
 def test_errors_average_tasks_not_questions():
     asked = [data.Question(0, t, "?", "a") for t in data.TASKS] + [data.Question(0, "max", "?", "a")] * 3
-    scores = [float(q.task == "max") for q in asked]
-    row = ask.errors(asked, scores)
+    row = scores.errors(asked, [float(q.task == "max") for q in asked])
     assert row["error_reasoning"] == pytest.approx(1 - 1 / len(data.REASONING)) and row["error_ocr"] == 1
 
 

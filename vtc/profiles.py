@@ -66,7 +66,9 @@ class Profile:
     recorded_seeds: tuple[int, ...]  # seeds that the recorded rows hold
     images_train: int
     images_test: int
-    questions_test: int  # questions a task at evaluation
+    questions_test: int  # questions a task, for what is reported
+    images_validation: int
+    questions_validation: int  # questions a task, for choices
     tower: TowerShape
     tower_recipe: TowerRecipe | None  # None: the tower is a checkpoint
     recipe: Recipe
@@ -154,7 +156,8 @@ class Profile:
             f"  grid {self.g} x {self.g} = {self.s} patches of {self.tower.patch} pixels",
             f"  V in {', '.join(map(str, self.V))}",
             "  LLMs " + ", ".join(f"{s.name} (N = {s.N:,})" for s in self.sizes),
-            f"  {self.images_train:,} training images, {self.images_test:,} test images, seeds {self.seeds}",
+            f"  {self.images_train:,} training images, {self.images_validation:,} validation and "
+            f"{self.images_test:,} test images, seeds {self.seeds}",
         ]
         return "\n".join(lines)
 
@@ -179,6 +182,8 @@ SMOKE = Profile(
     images_train=128,
     images_test=32,
     questions_test=8,
+    images_validation=32,
+    questions_validation=8,
     tower=TowerShape(d=32, layers=2, heads=2, patch=4, levels=(1, 2), pixels=48),
     tower_recipe=TowerRecipe(steps=10, batch=16),
     recipe=Recipe(
@@ -201,6 +206,8 @@ LAPTOP = Profile(
     images_train=8192,
     images_test=1024,
     questions_test=250,
+    images_validation=512,
+    questions_validation=120,
     tower=TowerShape(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), pixels=48),
     tower_recipe=TowerRecipe(steps=2000, batch=16),
     recipe=Recipe(
@@ -233,6 +240,8 @@ GPU = replace(
     images_train=32768,
     images_test=4096,
     questions_test=1000,
+    images_validation=1024,
+    questions_validation=250,
     tower=replace(LAPTOP.tower, pixels=96),
     tower_recipe=TowerRecipe(steps=4000, batch=256),
     recipe=Recipe(

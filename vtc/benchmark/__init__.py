@@ -14,7 +14,6 @@ from vtc.benchmark.predict import clocked, predicted
 from vtc.benchmark.process import measure
 from vtc.benchmark.reading import (
     against_baseline,
-    claims,
     floors,
     gains,
     largest,

@@ -9,8 +9,6 @@ import pandas as pd
 
 from vtc import cost
 from vtc.benchmark.clock import summary
-from vtc.experiments import store
-from vtc.profiles import Profile
 
 
 def ok(clock: pd.DataFrame) -> pd.DataFrame:
@@ -192,33 +190,3 @@ def throughput(clock: pd.DataFrame) -> pd.DataFrame:
     wide = wide.reindex(columns=["tower", "ttft", "decode"]).fillna({"tower": 0.0}).reset_index()
     wide["request_ms"] = wide["tower"] + wide["ttft"] + (wide["G"] - 1) * wide["decode"]
     return wide.assign(requests_per_s=1e3 * wide["batch"] / wide["request_ms"])
-
-
-def claims(clock: pd.DataFrame, p: Profile, llm: str) -> pd.DataFrame:
-    """Writes down what the clock says of the paper's cost axis and QueCC's question pass; returns the claims.
-
-    The paper counts 2 N (Q + V). Does the first token come sooner by that ratio when V falls, at batch 1?
-    """
-    timed = ok(clock)
-    timed = timed[(timed["llm"] == llm) & (timed["batch"] == 1) & (timed["repeat"] == 0)]
-    timed = timed[(timed["compressor"] == "quecc") & (timed["question"] == "paid")]
-    timed = timed[timed["dtype"] == timed["dtype"].iloc[0]]
-    at = timed.set_index(["tokens", "stage"])[["median_ms", "low_ms", "high_ms"]]
-    V, Q = max(timed["tokens"]), timed["Q"].iloc[0]
-    many, one = at.loc[(V, "prefill")], at.loc[(1, "prefill")]
-    ratio, paper = many["median_ms"] / one["median_ms"], (Q + V) / (Q + 1)
-    low, high = many["low_ms"] / one["high_ms"], many["high_ms"] / one["low_ms"]
-    held = "held" if low <= paper <= high else "does not hold"
-    said = f"prefill falls as 2N(Q+V) from V = {V} to 1, {llm}, batch 1"
-    store.claim(p, "03-prefill", said, paper, ratio, low, high, held, "arXiv 2411.03312, cost model")
-    asked, whole = at.loc[(1, "question")], at.loc[(1, "ttft")]
-    share = asked["median_ms"] / whole["median_ms"]
-    said = (
-        f"QueCC's pass over the question is free: its share of the first token's time, V = 1, {llm}, batch 1"
-    )
-    held = "held" if share < 0.05 else "does not hold"
-    store.claim(
-        p, "03-question", said, 0.0, share, verdict=held, source="arXiv 2411.03312, section 4: not counted"
-    )
-    known = store.claims(p)
-    return known[known["id"].str.startswith("03-")].reset_index(drop=True)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from vtc import InputError, data, profiles
-from vtc.evaluation.ask import answers, errors, own, questions, score
+from vtc.evaluation.ask import measured, own
 from vtc.models.vlm import VLM
 
 
@@ -38,8 +38,7 @@ def main(args: argparse.Namespace) -> int:
             f"{args.model}: its grid is {model.config.grid}, profile {p.name} has {p.g}; use its own profile"
         )
     else:
-        asked = questions(p)
-        row = errors(asked, [score(q, a) for q, a in zip(asked, answers(p, model, asked))])
+        row = measured(p, model)
     width = max(map(len, row))
     for name, value in row.items():
         print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")

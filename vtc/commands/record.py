@@ -37,8 +37,10 @@ def main(args: argparse.Namespace) -> int:
         profile.recorded_figures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, profile.recorded_figures / path.name)
     print(f"{len(pictures)} figure files copied")
-    if profile.name == "laptop":  # the README speaks of the laptop's rows
-        from vtc.experiments import report
+    from vtc.experiments import report
 
+    if report.record(profile):
+        print("claims.csv renewed")
+    if profile.name == "laptop":  # the README speaks of the laptop's rows
         print("README.md " + ("renewed" if report.refresh() else "is as it was"))
     return 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vtc import InputError, files, profiles
-from vtc.experiments import reproduce
+from vtc.experiments import report, reproduce
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,5 +50,5 @@ def main(args: argparse.Namespace) -> int:
                 if (fault := reproduce._run(notebook, profile)) is not None:
                     print(f"vtc: {notebook.name}: {fault}", file=sys.stderr)
                     return 1
-        print("", reproduce.comparison(profile), sep="\n")
+        print("", report.comparison(profile), sep="\n")
     return 0

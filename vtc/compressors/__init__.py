@@ -44,7 +44,7 @@ REGISTRY = {
     "none": Entry("simple.NoImage", sets=()),
     "identity": Entry("simple.Identity", sets=()),
     "pool": Entry("simple.Pool", sets=RIVALS),
-    "pool_after": Entry("simple.PoolAfter", label="pooling trained for one V", published="M3"),
+    "pool_after": Entry("simple.PoolAfter", label="pooling trained for one V (M3's form)", published="M3"),
     "m3": Entry("simple.PoolAfter", label="M3", sets=NESTED, nested=True, one_V="pool_after"),
     "tokenpacker": Entry("tokenpacker.TokenPacker", label="TokenPacker", sets=(), published="TokenPacker"),
     "tokenpacker_antialias": Entry("tokenpacker.TokenPacker", {"antialias": True}),
@@ -61,10 +61,10 @@ REGISTRY = {
     "glances_nested": Entry(
         GLANCES, {"steered": True, "nested": True}, sets=NESTED, nested=True, one_V="glances_steered"
     ),
-    "lookup": Entry(LOOKUP, sets=RIVALS + ABLATIONS),
+    "lookup": Entry(LOOKUP, label="lookup (near LLaMA-VID, arXiv 2311.17043)", sets=RIVALS + ABLATIONS),
     "lookup_unaligned": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS),
     "lookup_distilled": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS, distilled=True),
-    "mqt": Entry(MQT, label="MQT", published="MQT"),
+    "mqt": Entry(MQT, label="MQT trained for one V", published="MQT"),
     "mqt_content": Entry(MQT, {"keys": "content"}),
     "mqt_nested": Entry(MQT, sets=NESTED, nested=True, one_V="mqt"),
     "perceiver": Entry("zoo.resampler.Perceiver"),

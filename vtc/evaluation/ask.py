@@ -1,4 +1,8 @@
-"""Answers -> error per task and per family, one question at a time."""
+"""A model's answers to the questions of a split, one question at a time.
+
+Split "test" is for what is reported. Split "validation" is for every choice (a recipe, a learning rate, a
+compressor to go on with), so that nothing is chosen by the questions that it is then judged on.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import numpy as np
 import torch
 
 from vtc import data
+from vtc.evaluation.scores import edit_similarity, errors, score
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.progress import bar
@@ -15,27 +20,10 @@ from vtc.training.loop import BF16
 MAX_NEW_TOKENS = 9  # the longest answer: eight digits and the end
 
 
-def edit_similarity(said: str, right: str) -> float:
-    """1 - edit distance / longer length, in words; what DocVQA's ANLS averages (there, under 0.5 is 0)."""
-    a, b = said.split(), right.split()
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row = row, [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
-    return 1 - row[-1] / max(len(a), len(b), 1)
-
-
-def score(question: data.Question, said: str) -> float:
-    """1 for the right answer, 0 for a wrong one; reading is scored by edit similarity."""
-    return (
-        edit_similarity(said, question.answer) if question.task == "read" else float(said == question.answer)
-    )
-
-
-def questions(p: Profile) -> list[data.Question]:
-    """The profile's test questions, the same for every cell, so that cells compare question by question."""
-    return data.ask(tower.images_of(p, "test"), data.TASKS, "test", seed=6, limit=p.questions_test)
+def questions(p: Profile, split: str = "test") -> list[data.Question]:
+    """The profile's questions of a split; the same for every cell, to compare question by question."""
+    limit = p.questions_validation if split == "validation" else p.questions_test
+    return data.ask(tower.images_of(p, split), data.TASKS, split, seed=6, limit=limit)
 
 
 def looked_at(p: Profile) -> tuple[int, list[str]]:
@@ -49,21 +37,26 @@ def looked_at(p: Profile) -> tuple[int, list[str]]:
 
 @torch.no_grad()
 def answers(
-    p: Profile, model: VLM, asked: list[data.Question], batch: int = 128, misled: bool = False
+    p: Profile,
+    model: VLM,
+    asked: list[data.Question],
+    batch: int = 128,
+    split: str = "test",
+    shuffled: bool = False,
 ) -> list[str]:
-    """The model's answer to each question, asked alone about its image.
+    """The model's answer to each question of that split, asked alone about its image.
 
-    misled: the compressor reads a question of another task, the LLM the one that is asked.
+    shuffled: a control; the compressor reads a question of another task, the LLM the one that is asked.
     """
     on = model.device.type
-    features, said = tower.features(p, "test", **model.compressor.of_tower), []
+    features, said = tower.features(p, split, **model.compressor.of_tower), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
     )  # alike in length, less padding
     other = [asked[i].text for i in (*order[len(order) // 2 :], *order[: len(order) // 2])]
     for start in range(0, len(order), batch):
         part = [asked[i] for i in order[start : start + batch]]
-        read = other[start : start + batch] if misled else None
+        read = other[start : start + batch] if shuffled else None
         seen = features[torch.tensor([q.image for q in part])].to(torch.float32)
         with torch.autocast(on, torch.bfloat16, enabled=BF16 or on == "cuda"):
             said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS, read)
@@ -72,13 +65,15 @@ def answers(
     return list(back)
 
 
-def errors(asked: list[data.Question], scores: list[float]) -> dict[str, float]:
-    """Mean score of each task, error (1 - mean over tasks) of each family, and the number of questions."""
-    of = {t: [s for q, s in zip(asked, scores) if q.task == t] for t in data.TASKS}
-    row = {f"score_{t}": float(np.mean(v)) for t, v in of.items()}
-    for family, tasks in data.FAMILIES.items():
-        row[f"error_{family}"] = 1 - float(np.mean([row[f"score_{t}"] for t in tasks]))
-    return row | {"questions": len(asked)}
+def scored(p: Profile, model: VLM, split: str = "test", shuffled: bool = False) -> list[float]:
+    """The score of each question of that split."""
+    asked = questions(p, split)
+    return [score(q, a) for q, a in zip(asked, answers(p, model, asked, split=split, shuffled=shuffled))]
+
+
+def measured(p: Profile, model: VLM, split: str = "test") -> dict[str, float]:
+    """Scores of tasks and errors of families on a split; choices are made on "validation"."""
+    return errors(questions(p, split), scored(p, model, split))
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:

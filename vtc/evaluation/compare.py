@@ -11,20 +11,35 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from vtc import compressors, cost, data, scaling
-from vtc.experiments.sweep import unpacked
+from vtc import cost, data
+from vtc.evaluation.scores import WEIGHTS, overall_error, unpack
 from vtc.profiles import Profile
 
-FAMILIES = {**data.FAMILIES, "all": data.TASKS}
+
+def mean_interval(values) -> tuple[float, float, float, float]:
+    """One value a seed (n,) -> mean, 95 % interval, two-sided p of a mean of 0, by Student's t.
+
+    A single seed says nothing of other training runs: its interval is infinite.
+    """
+    from scipy.stats import t as student  # half a second
+
+    values = np.asarray(values, float)
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, -np.inf, np.inf, 1.0
+    error = values.std(ddof=1) / n**0.5
+    if error == 0:
+        return mean, mean, mean, float(mean == 0)
+    reach = error * student.ppf(0.975, n - 1)
+    return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, n - 1))
 
 
 def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFrame:
-    """Score of each compressor minus that of `against`, per V and family -> one row each.
+    """Score of each compressor minus that of `against`, per V and family ("all": the overall score).
 
-    `rows` are cells of one LLM; `tasks[i]` is the task of question i. A family's score is the mean over its
-    tasks. `low`, `high`: 95 %, for another training run and other questions, see `_interval`. `p`: two-sided;
-    `p_holm`: corrected for all the rows of this table. Columns: compressor, V, family, difference, low, high,
-    p, p_holm, seeds.
+    `rows` are cells of one LLM; `tasks[i]` is the task of question i. `low`, `high`: 95 %, for another
+    training run and other questions, see `_interval`. `p`: two-sided; `p_holm`: corrected for all the rows of
+    this table. Columns: compressor, V, family, difference, low, high, p, seeds, p_holm.
     """
     found = []
     at = {t: np.flatnonzero(np.array(tasks) == t) for t in data.TASKS}  # places of a task's questions
@@ -36,26 +51,26 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFr
             if name == against or not seeds:
                 continue
             apart = np.array([other[s] - base[s] for s in seeds])  # (seeds, questions)
-            for family, names in FAMILIES.items():
-                numbers = _interval([apart[:, at[t]] for t in names])
+            for family, weights in WEIGHTS.items():
+                numbers = _interval([apart[:, at[t]] for t in weights], list(weights.values()))
                 found.append((name, int(V), family, *numbers, len(seeds)))
     columns = ["compressor", "V", "family", "difference", "low", "high", "p", "seeds"]
     table = pd.DataFrame(found, columns=columns)
     return table.assign(p_holm=holm(table["p"].to_numpy()))
 
 
-def _interval(apart: list[np.ndarray]) -> tuple[float, float, float, float]:
-    """Differences (seeds, questions) of each task -> mean over tasks, its 95 % interval, p.
+def _interval(apart: list[np.ndarray], weights: list[float]) -> tuple[float, float, float, float]:
+    """Differences (seeds, questions) of each task -> weighted mean over tasks, its 95 % interval, p.
 
     Student's t, with Welch and Satterthwaite's degrees of freedom: the variance of a mean over n seeds, plus
     that over the questions that all seeds share. One seed says nothing of other training runs, so questions
     alone count then. (Resampling three seeds covered .82 of 400 planted differences, this .93.)
     """
-    from scipy.stats import t as student  # half a second
+    from scipy.stats import t as student
 
-    n, tasks = len(apart[0]), len(apart)
-    by_seed = np.mean([task.mean(1) for task in apart], 0)  # (seeds,)
-    of_questions = sum(task.mean(0).var(ddof=1) / task.shape[1] for task in apart) / tasks**2
+    n = len(apart[0])
+    by_seed = sum(w * task.mean(1) for w, task in zip(weights, apart))  # (seeds,)
+    of_questions = sum(w**2 * task.mean(0).var(ddof=1) / task.shape[1] for w, task in zip(weights, apart))
     of_seeds = by_seed.var(ddof=1) / n if n > 1 else 0.0
     mean, variance = float(by_seed.mean()), float(of_seeds + of_questions)
     if variance == 0:  # every answer scored alike
@@ -68,30 +83,54 @@ def _interval(apart: list[np.ndarray]) -> tuple[float, float, float, float]:
 
 
 def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:
-    return {int(row.seed): unpacked(row.scores) for row in cells.itertuples()}
+    return {int(row.seed): unpack(row.scores) for row in cells.itertuples()}
 
 
-def duels(
-    rows: pd.DataFrame, tasks: list[str], p: Profile, names: tuple[str, ...], against: tuple[str, ...]
+def pairwise(
+    rows: pd.DataFrame, tasks: list[str], names: tuple[str, ...], against: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Each of `names` against each of `against` over all tasks, per V, with what it costs beside the other.
+    """The overall score of each of `names` minus that of each of `against`, per V, under one Holm correction.
 
-    Columns as of `differences` (p_holm over this table), and `cost`, its operations over the other's.
+    Columns: V, compressor, against, difference, low, high, p, p_holm, seeds; with `mflop` in the rows
+    (`with_cost`) also `cost`, the first one's operations over the other's.
     """
     parts = []
     for other in against:
         part = differences(rows[rows["compressor"].isin([*names, other])], tasks, other)
         parts.append(part[part["family"] == "all"].assign(against=other))
     table = pd.concat(parts, ignore_index=True)
-    mflop = with_cost(rows, p).groupby(["compressor", "V"])["mflop"].mean()
-    cost_of = [mflop[r.compressor, r.V] / mflop[r.against, r.V] for r in table.itertuples()]
-    table = table.assign(p_holm=holm(table["p"].to_numpy()), cost=cost_of)
-    order = ["V", "compressor", "against", "difference", "low", "high", "p_holm", "cost", "seeds"]
+    table = table.assign(p_holm=holm(table["p"].to_numpy()))
+    order = ["V", "compressor", "against", "difference", "low", "high", "p", "p_holm", "seeds"]
+    if "mflop" in rows:
+        mflop = rows.groupby(["compressor", "V"])["mflop"].mean()
+        paid = [mflop[r.compressor, r.V] / mflop[r.against, r.V] for r in table.itertuples()]
+        table, order = table.assign(cost=paid), [*order, "cost"]
     return table[order].sort_values(["V", "compressor", "against"], ignore_index=True)
 
 
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction: the chance of one false alarm among all tests stays below the level."""
+    order = np.argsort(p)
+    steps = (len(p) - np.arange(len(p))) * p[order]
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
+    """Cells, and this compressor's again as it scored on shuffled questions.
+
+    The compressor then read a question of another task than the one that the LLM was asked.
+    """
+    if "shuffled" not in rows:
+        return rows
+    wrong = rows[(rows["compressor"] == compressor) & (rows["shuffled"].fillna("") != "")]
+    wrong = wrong.assign(scores=wrong["shuffled"], compressor=f"{compressor}, shuffled question")
+    return pd.concat([rows, wrong], ignore_index=True)
+
+
 def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
-    """Cells with `error`, the mean of both families, and `mflop`, the counted operations of one question.
+    """Cells with `error`, 1 - overall score, and `mflop`, the counted operations of one question.
 
     Compressor, question pass, projector, prefill and first token; the tower is the same for all and left out.
     """
@@ -100,8 +139,7 @@ def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
         llm = replace(p.size(row.size), vocab=len(data.WORDS))
         pipe = cost.Pipeline(llm, p.tower, row.compressor, features_cached=True)
         counted.append(float(cost.flops(pipe, row.V, row.Q)) / 1e6)
-    error = rows[[f"error_{family}" for family in data.FAMILIES]].mean(axis=1)
-    return rows.assign(error=error, mflop=counted)
+    return rows.assign(error=overall_error(rows), mflop=counted)
 
 
 def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
@@ -116,22 +154,6 @@ def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
     return pd.Series(counted).unstack()
 
 
-def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:
-    """Cells, means over seeds, that none as cheap or cheaper equals: compressor, V, cost, error, rising."""
-    means = rows.groupby(["compressor", "V"])[[cost, "error"]].mean().reset_index()
-    means = scaling.undominated(means, cost)
-    return means[means.pop("frontier")].reset_index(drop=True)
-
-
-def with_misled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
-    """Cells, and this compressor's again as it scored when misled ("<compressor>, misled")."""
-    if "shuffled" not in rows:
-        return rows
-    wrong = rows[(rows["compressor"] == compressor) & (rows["shuffled"].fillna("") != "")]
-    wrong = wrong.assign(scores=wrong["shuffled"], compressor=f"{compressor}, misled")
-    return pd.concat([rows, wrong], ignore_index=True)
-
-
 def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
     """Cells with the milliseconds to their first token, from `pace.first_token`; those not clocked go.
 
@@ -143,66 +165,16 @@ def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(clock[[*same, "first_token_ms"]], on=same)
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction: the chance of one false alarm among all tests stays below the level."""
-    order = np.argsort(p)
-    steps = (len(p) - np.arange(len(p))) * p[order]
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
+def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:
+    """Cells, means over seeds, that none as cheap or cheaper equals: compressor, V, cost, error, rising."""
+    means = rows.groupby(["compressor", "V"])[[cost, "error"]].mean().reset_index()
+    means = undominated(means, cost)
+    return means[means.pop("frontier")].reset_index(drop=True)
 
 
-PUBLISHED = {name: line.published for name, line in compressors.REGISTRY.items() if line.published}
-TABLE_1 = tuple(name for name in PUBLISHED if name != "quecc")  # the paper's Table 1 puts them beside QueCC
-
-
-def claims(published: pd.DataFrame, ours: pd.DataFrame) -> list[dict]:
-    """QueCC against those of the paper's Table 1, and our own against QueCC, for `records.claim`.
-
-    Both from `duels`. Ours must cost no more operations than what they are held against.
-    """
-    said = []
-    for row in published.itertuples():
-        paper = in_table_1(row.against, row.V)
-        source = "arXiv 2411.03312v1, Table 1" if paper != "not tested" else ""
-        said.append(_claim(row, paper, source))
-    for row in ours[ours["against"].eq("quecc") | ours["compressor"].eq("lookup")].itertuples():
-        said.append(_claim(row, "not tested", "", cost=row.cost))
-    return said
-
-
-def in_table_1(other: str, V: int) -> str:
-    """QueCC's mean score minus another's in the paper's Table 1, over what both report in percent."""
-    table = [r for r in scaling.published_rows("compressors") if r["unit"] == "percent" and r["value"]]
-    mine = {(int(r["V"]), r["task"]): float(r["value"]) for r in table if r["method"] == "QueCC"}
-    groups = sorted({v for v, _ in mine})
-    apart, at = [], set()
-    for r in table:  # that table groups by V, nearly: MQT's two tokens stand beside one, PruMerge's 32 by 36
-        group = min(groups, key=lambda v: abs(np.log(v / int(r["V"]))))
-        if r["method"] == PUBLISHED[other] and group == V:
-            apart.append((mine[V, r["task"]] - float(r["value"])) / 100)
-            at.add(int(r["V"]))
-    if not apart:
-        return "not tested"
-    tokens = "" if at == {V} else f", {PUBLISHED[other]} at {max(at)}"
-    return f"{np.mean(apart):+.3f}, {len(apart)} benchmarks{tokens}"
-
-
-def _claim(row, paper: str, source: str, cost: float | None = None) -> dict:
-    """One duel as a claim: at 5 % after Holm, by more than one seed and, where a cost is given, no dearer."""
-    clear, dear = row.p_holm < 0.05 and row.seeds > 1, cost is not None and cost > 1
-    held, lost = clear and row.difference > 0 and not dear, dear or clear and row.difference < 0
-    names = [compressors.label(name) for name in (row.compressor, row.against)]
-    seeds = f"{row.seeds} seed{'s' * (row.seeds > 1)}"
-    return {
-        "id": f"05-{row.compressor}-{row.against}-{row.V}",
-        "statement": f"{names[0]} scores higher than {names[1]} at V = {row.V}"
-        + (" for no more operations" if cost is not None else ""),
-        "paper": paper,
-        "ours": f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {seeds}"
-        + (f", at {cost:.2f} of the cost" if cost is not None else ""),
-        "low": row.low,
-        "high": row.high,
-        "verdict": "held" if held else "does not hold" if lost else "open",
-        "source": source,
-    }
+def undominated(rows: pd.DataFrame, cost: str, by: list[str] | None = None) -> pd.DataFrame:
+    """Measured rows, rising in cost, with `frontier`: none of the group (`by`) is as good for as little."""
+    rows = rows.sort_values([*(by or []), cost, "error"], ignore_index=True)
+    groups = [rows[name] for name in by] if by else np.zeros(len(rows))
+    earlier = rows["error"].groupby(groups).transform(lambda e: e.cummin().shift(fill_value=np.inf))
+    return rows.assign(frontier=rows["error"] < earlier)

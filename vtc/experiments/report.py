@@ -1,23 +1,64 @@
-"""The part of README.md that is made of results: written from the recorded rows, never by hand."""
+"""What the README and `vtc reproduce` show of the claims: tables made from rows, never by hand."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from vtc import profiles
-from vtc.experiments import store
-from vtc.profiles import ROOT
+from vtc import files, profiles
+from vtc.experiments import claims, evidence, store
+from vtc.profiles import ROOT, Profile
 
 FIRST, LAST = "<!-- made by `vtc record` -->", "<!-- end of what `vtc record` makes -->"
 README = ROOT / "README.md"
 
 
+# ----------------------------------------------------------------------------------- rows -> the table
+
+
+def recorded(p: Profile) -> pd.DataFrame:
+    """The table of claims from a profile's recorded rows."""
+    return claims.table(evidence.every(lambda stem: store.recorded(stem, p)))
+
+
+def measured(p: Profile) -> pd.DataFrame:
+    """The table of claims from the rows that this profile finds now."""
+    if len(store.stored("05_zoo", p)):
+        from vtc.experiments import sweep  # torch
+
+        sweep.asked(p)  # what pairs of compressors are compared by
+    return claims.table(evidence.every(lambda stem: store.stored(stem, p)))
+
+
+def record(p: Profile) -> bool:
+    """Writes `claims.csv` beside the recorded rows that it follows from, if there are any."""
+    there = any((p.results / f"{stem}.csv").exists() for stem in evidence.TABLES)
+    if there:
+        text = recorded(p).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        files.write(p.results / "claims.csv", text)
+    return there
+
+
+# --------------------------------------------------------------------------------------- for readers
+
+
 def block(name: str = "laptop") -> str:
-    """The findings of a profile's recorded rows in Markdown: where measured, then claim by claim."""
+    """The findings of the recorded rows in Markdown: what was trained, claimed and observed."""
     p = profiles.get(name)
-    parts = [_sweep(p.results / "02_errors.csv"), _claims(p.results / f"{store.CLAIM}.csv")]
+    table = recorded(p)
+    main = table[table["main"]]
+    parts = [_sweep(store.recorded("02_errors", p))]
+    for kind, title in claims.EVIDENCE.items():
+        rows = main[(main["kind"] == "claim") & (main["evidence"] == kind)]
+        parts.append(f"**{title}**\n\n" + _markdown(rows, "the paper says", _claimed) if len(rows) else "")
+    rows = main[main["kind"] == "observation"]
+    head = "**Observed besides, claimed by nobody**\n\n"
+    parts.append(head + _markdown(rows, "what was measured", lambda row: [row.says, _here(row)]))
+    path = p.results.relative_to(ROOT) / "claims.csv"
+    parts.append(f"All {len(table)} rows: [{path}]({path}).")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -33,98 +74,70 @@ def refresh(path: Path = README, name: str = "laptop") -> bool:
     return new != text
 
 
-def _sweep(path: Path) -> str:
-    """One sentence: how many cells, seeds, which machine; then the corners of the error surface."""
-    if not path.exists():
+def comparison(p: Profile) -> str:
+    """Every claim with our number now, the recorded one and the verdict, as a table in plain text."""
+    path = p.results / "claims.csv"
+    before = pd.read_csv(path, index_col="id") if path.exists() else pd.DataFrame()
+    lines = [("evidence", "what is said", "test", "here", "recorded", "verdict")]
+    for row in measured(p).itertuples():
+        old = _here(before.loc[row.id]) if row.id in before.index else "-"
+        lines.append((row.evidence, row.says[:70], row.test, _here(row) or "-", old, _judged(row)))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    return "\n".join(text)
+
+
+def _claimed(row) -> list[str]:
+    """The cells of one claim: what is said and where, the test, the number, the verdict."""
+    return [
+        f"{row.says} ({row.where})",
+        _here(row) + (f"; claimed {row.test}" if row.test else ""),
+        _judged(row),
+    ]
+
+
+def _markdown(rows: pd.DataFrame, first: str, cells: Callable[[object], list[str]]) -> str:
+    """A table: what is said, the number here, the verdict of a claim, and what it means."""
+    lines = [[*cells(row), row.means] for row in rows.itertuples()]
+    judged = ["verdict"] if len(lines[0]) == 4 else []
+    head = [first, "here, 95 % interval", *judged, "which means"]
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def _here(row) -> str:
+    """The number and its interval in three digits."""
+    if pd.isna(row.value):
         return ""
-    rows = pd.read_csv(path)
-    device = " and ".join(sorted(set(rows["device"])))
+    known = math.isfinite(row.low) or math.isfinite(row.high)
+    interval = f" [{row.low:.3g}, {row.high:.3g}]" if known else ""
+    return f"{row.value:.3g}{interval}"
+
+
+def _judged(row) -> str:
+    """The verdict, and beside it p after Holm's correction for the tests of the same question."""
+    beside = "" if pd.isna(row.p_holm) else f" (Holm, {row.tests:.0f} tests: p = {row.p_holm:.2g})"
+    return row.verdict + beside
+
+
+def _sweep(rows: pd.DataFrame) -> str:
+    """One sentence: how many cells, seeds, which machine; then the corners of the error surface."""
+    if rows.empty:
+        return ""
     seeds = rows.groupby(["size", "V"])["seed"].nunique()
+    few, many = seeds.min(), seeds.max()
     said = (
         f"Recorded sweep: {len(rows)} trained models, {len(seeds)} cells of N and V, "
-        f"{_span(seeds.min(), seeds.max())} seeds a cell, {rows['questions'].iloc[0]:,} test questions each; "
-        f"{device}, commit {', '.join(sorted(set(rows['commit'].astype(str))))}."
+        f"{few if few == many else f'{few} to {many}'} seeds a cell, "
+        f"{rows['questions'].iloc[0]:,} test questions each; "
+        f"{' and '.join(sorted(set(rows['device'])))}, commit {', '.join(sorted(set(rows['commit'])))}."
     )
-    head = "| mean error | V = 0 | fewest tokens | most tokens |\n|---|---|---|---|"
-    lines = []
-    for family, label in (("reasoning", "reasoning"), ("ocr", "OCR-like")):
+    lines = ["| mean error | V = 0 | fewest tokens | most tokens |", "|---|---|---|---|"]
+    for family, label in evidence.FAMILIES.items():
         for N, which in ((rows["N"].min(), "smallest"), (rows["N"].max(), "largest")):
             part = rows[rows["N"] == N].groupby("V")[f"error_{family}"].mean()
             cells = [part.get(0), part[part.index > 0].iloc[0], part.iloc[-1]]
             text = " | ".join("-" if v is None else f"{v:.2f}" for v in cells)
             lines.append(f"| {label}, {which} LLM (N = {N:,}) | {text} |")
-    return said + "\n\n" + "\n".join([head, *lines])
-
-
-def _span(low: int, high: int) -> str:
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-# where a claim's number was measured, by the beginning of its id, the longest first
-GROUPS = {
-    "04-own-": "The same law on our own sweep (notebook 04)",
-    "02-": "Our own sweep (notebook 02)",
-    "03-": "On the clock (notebook 03)",
-    "04-": "The law, fitted anew to the paper's own 28 points (notebook 04)",
-    "05-": "Compressors side by side (notebook 05)",
-}
-
-
-def _claims(path: Path) -> str:
-    """Every claim with the paper's number, ours and the verdict: a table for each place it was measured."""
-    if not path.exists():
-        return ""
-    rows = pd.read_csv(path, dtype=str).fillna("")
-    group = [next((start for start in GROUPS if id.startswith(start)), "") for id in rows["id"]]
-    parts = []
-    for start in sorted(GROUPS):
-        of = rows[[one == start for one in group]].sort_values("id", kind="stable", key=_numbers_as_numbers)
-        if len(of):
-            parts.append(f"**{GROUPS[start]}**\n\n" + (_duels(of) if start == "05-" else _listed(of)))
-    return "\n\n".join(parts)
-
-
-def _listed(rows: pd.DataFrame) -> str:
-    """A claim a line."""
-    lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
-    for row in rows.itertuples():
-        ours = _short(row.ours)
-        if row.low and row.high and "[" not in ours:
-            ours += f" [{_short(row.low)}, {_short(row.high)}]"
-        lines.append(f"| {row.statement} | {_short(row.paper)} | {ours} | **{row.verdict}** |")
-    return "\n".join(lines)
-
-
-def _duels(rows: pd.DataFrame) -> str:
-    """A pair of compressors a line, a column a V: the difference, bold where it held; the paper's below."""
-    names = r"(?P<one>\S+) scores higher than (?P<other>\S+) at V = (?P<V>\d+)"
-    rows = rows.join(rows["statement"].str.extract(names).astype({"V": int}))
-    rows["seeds"] = rows["ours"].str.extract(r"(\d+) seed")[0]
-    shown = {"held": "**{}**", "does not hold": "{}: **does not hold**"}
-    rows["here"] = [
-        shown.get(r.verdict, "{}").format(r.ours.partition("]")[0] + "]") for r in rows.itertuples()
-    ]
-    lines = [f"| scores higher | {' | '.join(f'V = {V}' for V in sorted(set(rows['V'])))} |"]
-    lines.append("|---" * (1 + rows["V"].nunique()) + "|")
-    for (one, other), of in rows.groupby(["one", "other"], sort=False):
-        by_V = of.set_index("V").reindex(sorted(set(rows["V"]))).fillna("")
-        lines.append(f"| {one} than {other} | {' | '.join(by_V['here'])} |")
-        said = by_V["paper"].replace("not tested", "")
-        if said.any():
-            lines.append(f"| - the paper, Table 1 | {' | '.join(said)} |")
-    seeds = "; ".join(
-        f"{n} seeds at V = {', '.join(map(str, sorted(set(of['V']))))}" for n, of in rows.groupby("seeds")
-    )
-    return "\n".join(lines) + f"\n\nBold: held after Holm's correction; others open. {seeds}."
-
-
-def _numbers_as_numbers(ids: pd.Series) -> pd.Series:
-    """Ids that sort V = 4 before V = 16."""
-    return ids.str.replace(r"\d+", lambda found: found.group().zfill(4), regex=True)
-
-
-def _short(text: str) -> str:
-    try:
-        return f"{float(text):.3g}"
-    except ValueError:
-        return text.replace("|", "/")
+    return said + "\n\n" + "\n".join(lines)

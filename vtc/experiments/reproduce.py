@@ -10,14 +10,12 @@ import hashlib
 import json
 import os
 import sys
-import textwrap
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from vtc import files
-from vtc.experiments import store
 from vtc.experiments.executor import changed_environment
 from vtc.profiles import ROOT, Profile
 
@@ -123,32 +121,6 @@ class PeakMemory:
                 with suppress(psutil.Error):  # it has ended meanwhile
                     held += process.memory_info().rss
             self.peak_bytes = max(self.peak_bytes, held)
-
-
-def comparison(profile: Profile) -> str:
-    """Every claim with our number now, the recorded one and the paper's, as a table in plain text."""
-    now = store.claims(profile)
-    cases = store.read_csv(profile.results / f"{store.CLAIM}.csv").values()
-    recorded = {case["case"]["id"]: case["rows"][0]["ours"] for case in cases}
-    lines = [("claim", "ours", "recorded", "paper", "- recorded", "- paper", "verdict")]
-    for claim in now.to_dict("records"):
-        before, ours, paper = recorded.get(claim["id"]), claim["ours"], claim["paper"]
-        numbers = [_number(x) for x in (ours, before, paper, _minus(ours, before), _minus(ours, paper))]
-        lines.append((textwrap.shorten(str(claim["statement"]), 60), *numbers, str(claim["verdict"])))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, tuple("-" * width for width in widths))
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join(text)
-
-
-def _number(value: object) -> str:
-    if value is None or value != value:  # NaN
-        return "-"
-    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-
-
-def _minus(a: object, b: object) -> float | None:
-    return a - b if all(isinstance(x, (int, float)) for x in (a, b)) else None
 
 
 def _duration(seconds: float) -> str:

@@ -28,7 +28,6 @@ from vtc.experiments import executor, first_world
 from vtc.experiments.provenance import provenance
 from vtc.profiles import Profile
 
-CLAIM = "claims"  # the table of claims
 TEXT = ("commit", "recipe", "tower_hash", "llm_hash")  # columns that stay text: 9213e08 is no number
 
 Row = dict[str, object]
@@ -250,36 +249,3 @@ def _rows(stem: str, case: dict, result: dict | list[dict], origin: Row) -> list
         raise ValueError(f"{stem}: measuring {case} gave no row")
     full = [{**case, **row, **origin} | row | case for row in results]
     return [{n: (v or None) if n in TEXT else plain(v) for n, v in row.items()} for row in full]
-
-
-def claim(
-    profile: Profile,
-    id: str,
-    statement: str,
-    paper: float | str | None,
-    ours: float | str | None,
-    low: float | None = None,
-    high: float | None = None,
-    verdict: str = "",
-    source: str = "",
-) -> None:
-    """Writes down one claim: the paper's number, ours with its interval, and whether it held.
-
-    `id` is a short word for it (a second call replaces the first), `source` where the paper says so;
-    `verdict` one of "held", "does not hold", "open" or a few words.
-    """
-    said = {"statement": statement, "paper": paper, "ours": ours, "low": low, "high": high}
-    recipe = profile.recorded if profile.recorded_elsewhere else profile.fingerprint
-    row = {"id": id, **said, "verdict": verdict, "source": source}
-    rows = _rows(CLAIM, {"id": id}, row, provenance(profile) | {"recipe": recipe})
-    save(CLAIM, profile, {"id": id}, recipe, rows)
-
-
-def claims(profile: Profile) -> pd.DataFrame:
-    """The table of claims; one made now stands before a recorded one."""
-    recorded = {} if profile.recompute else read_csv(profile.results / f"{CLAIM}.csv")
-    good = {"", profile.recorded if profile.recorded_elsewhere else profile.fingerprint}
-    every = [*recorded.values(), *measured(CLAIM, profile).values()]
-    by_id = {case["case"]["id"]: case["rows"][0] for case in every if case["recipe"] in good}
-    columns = ["id", "statement", "paper", "ours", "low", "high", "verdict", "source"]
-    return frame(list(by_id.values())).reindex(columns=columns)

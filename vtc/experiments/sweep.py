@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from vtc import compressors, data, machine
-from vtc.evaluation.ask import answers, errors, looked_at, questions, score
+from vtc.evaluation.ask import looked_at, questions, scored
+from vtc.evaluation.scores import errors, pack, unpack
 from vtc.experiments import store
 from vtc.experiments.provenance import weights_hash
 from vtc.models.vlm import VLM
@@ -85,22 +86,22 @@ def replay(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
 def measure(p: Profile, case: dict) -> dict[str, object]:
     """Train one cell and ask it -> N, Q, scores and errors, speed, and the score of every single answer.
 
-    shuffled: the scores again where the compressor reads another question than the LLM.
+    shuffled: the scores again on shuffled questions, where the compressor reads another than the LLM.
     """
     case = stages.Case(**case)
     stages.check(p, case)
     model, notes = stages.train(p, case)
     asked = questions(p)
-    scores = [score(q, a) for q, a in zip(asked, answers(p, model, asked))]
+    scores = scored(p, model)
     steered = model.compressor.needs_question and not model.question_first
-    wrong = answers(p, model, asked, misled=True) if steered else []
+    wrong = scored(p, model, shuffled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)
     drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
     return {
         **{"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes},
-        "scores": packed(scores),
-        "shuffled": packed([score(q, a) for q, a in zip(asked, wrong)]),
+        "scores": pack(scores),
+        "shuffled": pack(wrong),
         "attention_map": attention_map(p, model) if drawn else "",
         **{"device": machine.device_name(model.device.type), "dtype": "bf16" if BF16 else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
@@ -122,7 +123,7 @@ def attention_map(p: Profile, model: VLM) -> str:
     image, asked = looked_at(p)
     seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
     where = model.attention_map(seen.to(torch.float32), asked)
-    return packed((where / where.amax(-1, keepdim=True)).flatten().tolist())
+    return pack((where / where.amax(-1, keepdim=True)).flatten().tolist())
 
 
 @dataclass(frozen=True)
@@ -161,17 +162,5 @@ def attention_maps(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
     for row in there.drop_duplicates("compressor").itertuples():
         m, token, y, x = np.indices((len(about), V, p.g, p.g)).reshape(4, -1)
         part = {"question": np.array(about)[m], "token": token, "x": x, "y": y}
-        parts.append(
-            pd.DataFrame(part | {"compressor": row.compressor, "weight": unpacked(row.attention_map)})
-        )
+        parts.append(pd.DataFrame(part | {"compressor": row.compressor, "weight": unpack(row.attention_map)}))
     return pd.concat(parts[1:] or parts, ignore_index=True)[columns]
-
-
-def packed(scores: list[float]) -> str:
-    """Scores in 0..1 as a character each, in twentieths (`a` 0, `u` 1), so rows can be paired by question."""
-    return "".join(chr(ord("a") + round(20 * s)) for s in scores)
-
-
-def unpacked(text: str) -> np.ndarray:
-    """What `packed` wrote, to the nearest twentieth."""
-    return (np.frombuffer(text.encode(), np.uint8).astype(float) - ord("a")) / 20

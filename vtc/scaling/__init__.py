@@ -18,7 +18,7 @@ Needs numpy, and scipy's special functions for intervals; never torch.
 
 from vtc.scaling.checks import compare, leave_one_size_out, separability, slope_by_size, slopes, summary
 from vtc.scaling.fitting import Fit, fit
-from vtc.scaling.frontier import Frontier, frontier, undominated, v_star, v_star_interval, words
+from vtc.scaling.frontier import Frontier, frontier, v_star, v_star_interval, words
 from vtc.scaling.laws import LAWS, Law
 from vtc.scaling.scores import Points, points, published, published_rows, read, sweep
 
@@ -41,7 +41,6 @@ __all__ = [
     "slopes",
     "summary",
     "sweep",
-    "undominated",
     "v_star",
     "v_star_interval",
     "words",

@@ -13,16 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vtc.scaling.fitting import Fit
 from vtc.scaling.intervals import central, jackknife
 from vtc.scaling.laws import Law
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GRID = np.geomspace(0.25, 4096, 1500)  # token counts tried where there is no closed form, 0.65 % apart
 
@@ -115,11 +111,3 @@ def frontier(law: Law, cost: Callable, budgets, V, N=None, Q=0.0) -> Frontier:
         j = int(np.argmin(Y))
         out[:, i] = np.exp(most[j]), V[can][j], Y[j]
     return Frontier(budgets, *out)
-
-
-def undominated(rows: pd.DataFrame, cost: str, by: list[str] | None = None) -> pd.DataFrame:
-    """Measured rows, rising in cost, with `frontier`: none of the group (`by`) is as good for as little."""
-    rows = rows.sort_values([*(by or []), cost, "error"], ignore_index=True)
-    groups = [rows[name] for name in by] if by else np.zeros(len(rows))
-    earlier = rows["error"].groupby(groups).transform(lambda e: e.cummin().shift(fill_value=np.inf))
-    return rows.assign(frontier=rows["error"] < earlier)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vtc import cost
 from vtc.benchmark.reading import tidy
-from vtc.scaling.frontier import undominated
+from vtc.evaluation.compare import undominated
 from vtc.scaling.scores import published
 
 

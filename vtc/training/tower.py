@@ -148,5 +148,5 @@ def of_files(tower: Tower, files: list[Path], selecting: bool = False, side: int
 
 
 def images_of(p: Profile, split: str) -> data.Scenes:
-    """The scenes that the profile trains on ("train") or is tested on ("test")."""
-    return data.make_scenes(p.images_train if split == "train" else p.images_test, split, seed=3)
+    """The scenes that the profile trains on ("train"), chooses by ("validation") or is tested on ("test")."""
+    return data.make_scenes(getattr(p, f"images_{split}"), split, seed=3)

@@ -47,21 +47,27 @@ class Scenes:
         return rows
 
 
+SPLITS = ("train", "test", "validation")  # their places are part of a scene's seed
+
+
 @cache
 def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Real handwritten digits (n, 8, 8) in 0..1 and their values; 3/4 train, 1/4 test, disjoint."""
+    """Real handwritten digits (n, 8, 8) in 0..1 and their values; 1/4 for tests alone, 3/4 for the rest."""
     from sklearn.datasets import load_digits
 
     images, values = load_digits(return_X_y=True)
     order = np.random.default_rng(7).permutation(len(values))
     cut = len(order) * 3 // 4
-    rows = order[:cut] if split == "train" else order[cut:]
+    rows = order[cut:] if split == "test" else order[:cut]
     return images[rows].reshape(-1, 8, 8).astype(np.float32) / 16, values[rows]
 
 
 def make_scenes(n: int, split: str, seed: int) -> Scenes:
-    """n scenes of that split ("train" or "test" handwriting), the same for the same seed."""
-    rng = np.random.default_rng([seed, split == "test"])
+    """n scenes of that split (train, validation, test), the same for the same seed.
+
+    Validation scenes are drawn apart from both others, in the handwriting of training.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
     rows, cols = rng.integers(3, 5, n), rng.integers(3, 5, n)
     used = np.arange(16)[None] < (rows * cols)[:, None]  # (n, 16)
     shapes = rng.integers(2, _MOST + 1, n)

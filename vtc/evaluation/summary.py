@@ -1,0 +1,82 @@
+"""Rows of trained models -> small tidy frames: errors by cell, scores by task, slopes and gains.
+
+What figures draw and tables show is computed here or in `compare`: figures hold no statistics.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from vtc import data
+from vtc.evaluation.compare import mean_interval
+from vtc.evaluation.scores import FAMILIES
+
+
+def by_family(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
+    """One row a cell and family: mean error over seeds, and the least and greatest seed.
+
+    by: what a cell is, ("N", "V") in the sweep, ("compressor", "V") where compressors stand side by side.
+    """
+    parts = [
+        rows.groupby(list(by))[f"error_{family}"].agg(error="mean", low="min", high="max", seeds="count")
+        for family in FAMILIES
+    ]
+    return pd.concat(parts, keys=FAMILIES.values(), names=["family"]).reset_index()
+
+
+def by_task(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
+    """One row a cell and task: family, task, mean score over seeds."""
+    of = {task: FAMILIES[family] for family, tasks in data.FAMILIES.items() for task in tasks}
+    means = rows.groupby(list(by))[[f"score_{task}" for task in of]].mean()
+    means.columns = pd.Index(of, name="task")
+    long = means.stack().rename("score").reset_index()
+    return long.assign(family=long["task"].map(of))
+
+
+def slopes(rows: pd.DataFrame) -> pd.DataFrame:
+    """How the error changes with ln N and ln V (V > 0): one row a seed and family.
+
+    Least squares of the error on both logarithms, seed by seed, so that a seed is one observation: one text
+    LLM serves every V of a seed, and its cells are not independent.
+    """
+    seen, found = rows[rows["V"] > 0], []
+    for seed, part in seen.groupby("seed"):
+        X = np.column_stack([np.ones(len(part)), np.log(part["N"]), np.log(part["V"])])
+        for family, name in FAMILIES.items():
+            _, with_N, with_V = np.linalg.lstsq(X, part[f"error_{family}"], rcond=None)[0]
+            found.append((name, seed, with_N, with_V, with_V - with_N))
+    return pd.DataFrame(found, columns=["family", "seed", "with N", "with V", "more with N than with V"])
+
+
+def slope_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Slopes over seeds with their 95 % intervals (Student's t): family, slope, mean, low, high, p, seeds."""
+    found = [
+        (family, name, *mean_interval(part[name]), len(part))
+        for family, part in slopes(rows).groupby("family", sort=False)
+        for name in part.columns[2:]
+    ]
+    return pd.DataFrame(found, columns=["family", "slope", "mean", "low", "high", "p", "seeds"])
+
+
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per task: what going from the smallest to the largest LLM brings, and from fewest to most tokens.
+
+    Both are differences of mean scores over the cells with an image; the other quantity is averaged over.
+    """
+    ends = []
+    for (family, task), part in by_task(rows[rows["V"] > 0]).groupby(["family", "task"], sort=False):
+        grid = part.pivot(index="N", columns="V", values="score")
+        # only V that every LLM has, only LLMs that have every V: an unfinished sweep compares like with like
+        by_N, by_V = grid.dropna(axis=1).mean(axis=1), grid.dropna(axis=0).mean(axis=0)
+        ends.append((family, task, by_N.iloc[-1] - by_N.iloc[0], by_V.iloc[-1] - by_V.iloc[0]))
+    return pd.DataFrame(ends, columns=["family", "task", "gain from N", "gain from V"])
+
+
+def looking(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per task: the largest LLM's mean score without image, with the most tokens, and what looking adds."""
+    largest = by_task(rows[rows["N"] == rows["N"].max()])
+    table = largest.pivot_table(index=["family", "task"], columns="V", values="score", sort=False)
+    without, with_image = table[0], table[max(table.columns)]
+    added = {"no image": without, "most tokens": with_image, "looking adds": with_image - without}
+    return pd.DataFrame(added).reset_index()
