@@ -1,18 +1,27 @@
 """The zoo: one call, exact counts, honest cost, and learned windows against a plain loop over windows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from vtc import InputError, compressors
+from vtc import InputError, compressors, cost, profiles
 from vtc.benchmark.speed import Published
 from vtc.compressors import build, names, possible, windowed
-from vtc.compressors.base import Compressor, Features, Official
+from vtc.compressors.base import Features, Official
 from vtc.compressors.zoo.prune import PruMerge
+from vtc.evaluation import compare
+from vtc.experiments import sweep
+from vtc.figures import zoo
+from vtc.scaling.fitting import fit
+from vtc.scaling.plan import Request, plan
+from vtc.scaling.scores import published
+from vtc.training import stages
 from vtc.training.losses import Distil
 
 D, LEVELS, LLM, HEADS = 16, 48, 24, 4  # widths of tower, levels, LLM; heads of the tower's keys
@@ -440,6 +449,13 @@ def test_an_empty_batch_gives_no_tokens(name):
         assert len(module(features(0, of=module), question(module, 0))) == 0
 
 
+def test_visionzip_names_the_class_token_where_it_is_the_only_dominant_one():
+    """Position 0 of the release's `dominant`, which counts the class token."""
+    zipped = make("visionzip", 4, contextual=3).zip(features())
+    assert zipped.dominant.tolist() == [[0]] * 3
+    torch.testing.assert_close(zipped.tokens[:, 0], features().cls)
+
+
 def test_tome_is_a_weighted_partition():
     x, module = features(), make("tome", 7)
     merged = module.merging(x)
@@ -572,19 +588,68 @@ def test_zero_tokens_mean_no_image_by_any_name():
         assert make(name, 0)(features()).shape == (3, 0, D)
 
 
-class Corner(Compressor):
-    """The first V patches: a compressor of one's own."""
+OWN = """
+import torch
+
+from vtc.compressors.base import Windows, mean_pool
+
+
+class Corner(Windows):  # the mean of each window, mapped, and moved by what is asked
+    needs_question = True
+    question_source = "llm_last"
+
+    def __init__(self, **shape):
+        super().__init__(**shape)
+        self.map = torch.nn.Linear(self.d, self.d)
+        self.ask = torch.nn.Linear(self.width_of("d_question"), self.d)
 
     def compress(self, features, question=None):
-        return features.last[:, : self.tokens] @ torch.eye(self.d, device=features.last.device)
+        question = question if question.dim() == 3 else question.unsqueeze(1)  # (b, m, d_question)
+        tokens = self.map(mean_pool(features.last, self.n)).unsqueeze(1) + self.ask(question).unsqueeze(2)
+        return tokens.flatten(0, 1)  # (b m, V, d)
+"""
 
 
-def test_a_compressor_of_ones_own(monkeypatch):
+def test_a_compressor_is_one_file_and_one_line(tmp_path, monkeypatch):
+    """A file in a folder of its own and a line: built, counted, planned, swept, drawn, saved and loaded."""
+    (tmp_path / "corner.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(compressors, "REGISTRY", dict(compressors.REGISTRY))
-    compressors.register("corner", Corner)
-    module = build("corner", tokens=3, grid=6, d=D)
-    assert torch.equal(module(features()), features().last[:, :3])
-    assert module.attention_map(features())[0].argmax(-1).tolist() == [0, 1, 2]
+    compressors.register("corner", __import__("corner").Corner)
+
+    module = make("corner", 4)
+    seen = module.attention_map(features(), question(module))
+    assert seen[0, 3].nonzero().flatten().tolist() == patches_of(3, 2)
+    assert "corner" in compressors.sets()["others"]
+
+    p = replace(profiles.get("smoke"), zoo=("corner",), zoo_V=(1, 4, 5), workers=1)
+    shape = {"d": p.tower.d, "d_levels": p.tower.d_levels, "d_llm": 96, "d_question": 96}
+    built = build("corner", tokens=4, grid=p.g, **shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as seen:
+        built(Features(torch.randn(3, p.s, p.tower.d)), torch.randn(3, 2, 96))
+    ours = cost.compressor("corner", p.tower, 4, 96)
+    assert 3 * (ours.image + 2 * ours.question) == pytest.approx(seen.get_total_flops(), rel=0.01)
+    assert ours.weights == built.n_parameters and ours.question_pass == "paid"
+
+    law = fit(published("reasoning"))
+    made = plan(Request(compressor="corner", models=(0.5,), tokens=(4, 36)), cost.hardware("a100"), law)
+    assert made.best is not None and made.request.q_prime == made.request.Q
+
+    cases = sweep.zoo(p)
+    assert [case["V"] for case in cases] == [1, 4]
+    rows = sweep.table(p, cases, sweep.ZOO)
+    assert len(rows) == 2 and (rows["compressor"] == "corner").all()
+    priced = compare.with_cost(rows, p)
+    assert priced["mflop"].gt(0).all()
+    for chart in (zoo.errors(rows, p), zoo.ranked(rows, p), zoo.at_cost(priced, p)):
+        assert "corner" in chart.to_json()
+
+    model, _ = stages.train(p, stages.Case(**cases[1]))
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.compressor.name == "corner"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Counted cost: against an instrumented count, against hand-worked cases, and as a planner uses it."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -204,6 +205,18 @@ def test_compressor_weights_are_those_that_are_built(name):
         beside = built.fusion.parameters() if built.fuses else ()  # counted by layers of the LLM
         own = built.n_parameters - sum(p.numel() for p in beside)
         assert float(cost.compressor(name, tower, V, D).weights) == own
+
+
+@pytest.mark.parametrize(
+    "name, V",
+    [("mqt", [1, 4, 9, 16, 36, 64, 144]), ("identity", [576]), ("braco", [1, 4, 9, 16])],
+)
+def test_a_plan_offers_what_the_compressor_can_give(name, V, tmp_path):
+    from vtc.__main__ import main
+
+    out = tmp_path / "plan.json"
+    assert main(["plan", "--compressor", name, "--draws", "40", "--models", "7", "--json", str(out)]) == 0
+    assert sorted(choice["V"] for choice in json.loads(out.read_text())["choices"]) == V
 
 
 def test_the_question_pass_follows_from_the_class():

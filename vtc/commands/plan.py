@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unit", default="billions", choices=UNITS, help="unit of N in FILE.csv")
     add("--law", default="power", choices=LAWS, help="form of the law (default power)")
     add("--models", default="0.5,1.8,4,7,14", help="LLM sizes on offer, billions")
-    add("--tokens", default=",".join(map(str, GRID_TOKENS)), help="V on offer")
+    add("--tokens", default="", help=f"V on offer (default: of {GRID_TOKENS} what the compressor can give)")
     add("--compressor", default=free.compressor, help="tokenpacker (default), quecc, mqt, pool, ...")
     add("--question-pass", default="paid", choices=cost.QUESTION_PASS, help="of question-steered ones")
     add("--precision", default=free.dtype, choices=cost.BYTES)
@@ -64,10 +64,15 @@ def _request(args) -> Request:
         Q=args.question_tokens,
         G=args.output_tokens,
         models=_numbers(args.models, float, "--models"),
-        tokens=_numbers(args.tokens, int, "--tokens"),
+        tokens=_numbers(args.tokens, int, "--tokens") or _within_reach(args.compressor),
         question_pass=args.question_pass,
         dtype=args.precision,
     )
+
+
+def _within_reach(compressor: str) -> tuple[int, ...]:
+    least, most = cost.reach(compressor)
+    return tuple(v for v in GRID_TOKENS if least <= v <= most)
 
 
 def _numbers(text: str, kind, option: str) -> tuple:

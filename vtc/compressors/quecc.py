@@ -1,8 +1,18 @@
-"""QueCC (arXiv 2411.03312, section 4): window attention whose queries know the question.
+"""QueCC (arXiv 2411.03312, section 4.2): window attention whose queries know the question.
+
+    t   = LN(W_t h)                               h: the LLM's last hidden state of the question's last token
+    y_p = LN(MLP_q(x_p + t))                      every patch, moved by what is asked
+    q_v = sum of c_p * y_p over window v          a depthwise convolution, kernel = stride = k
+    k_p = LN(MLP_k(l_p)), u_p = LN(MLP_u(l_p))    l_p: four layers of the tower side by side
+    z_v = Attention(q_v; k_p, u_p for the patches p of window v)
+
+(b, s, d), (b, s, d_levels) and a question -> (b, V, d), then the projector; V = (g / k)^2. Beside TokenPacker
+two things are new: the question moves the queries, and a convolution learns how to shrink them. Keys and
+values do not see the question, so an image asked m questions pays for them once. Where V = s a window is one
+patch, whose weight is 1 whatever is asked.
 
 Reference implementation: https://github.com/locuslab/llava-token-compression (no licence; written from the
-paper and its description). Keys and values do not see the question, so an image asked m questions pays for
-them once.
+paper and its description).
 """
 
 from __future__ import annotations

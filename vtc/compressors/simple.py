@@ -1,7 +1,11 @@
-"""Compressors that read the last layer alone: none, identity, pooling before and after the projector.
+"""The plainest compressors: no image, every patch, and the mean of windows before or after the projector.
 
-`pool_after` is M3's (arXiv 2405.17430, section 3): the projector runs on every patch, then windows are
-averaged.
+    Pool:       z_v = mean of x_p over the k x k patches p of window v; the projector P comes after: P(z_v)
+    PoolAfter:  z_v = mean of P(x_p) over the same patches
+
+(b, s, d) -> (b, V, d), or (b, V, d_llm) where P is inside; V = (g / k)^2. P is a Linear, a GELU and a Linear,
+so the two differ by what the GELU does to a mean. PoolAfter is the map of M3 (arXiv 2405.17430, section 3):
+"m3" trains it for all V at once, as M3 does, "pool_after" for one V.
 """
 
 from __future__ import annotations
@@ -46,10 +50,10 @@ class Pool(Windows):
 
 
 class PoolAfter(Windows):
-    """M3: mlp2x on every patch (d -> d_llm), then the mean of each window; ends at the LLM's width.
+    """The projector on every patch (d -> d_llm), then the mean of each window; ends at the LLM's width.
 
-    One set of weights serves every V (`at`), which is what M3's nested training uses: the loss is the mean
-    of the LLM's loss over several V. Differs from `Pool` because the GELU stands between.
+    One set of weights serves every V (`at`). M3 trains with nested budgets: its loss is the mean of the LLM's
+    loss over several V.
     """
 
     ends_at_llm = True

@@ -1,5 +1,11 @@
-"""TokenPacker (arXiv 2407.02392): each coarse token attends to the fine patches of its window.
+"""TokenPacker (arXiv 2407.02392, section 3.2): each coarse token attends to the fine patches of its window.
 
+    q_v = LN(W_q x'_v)                            x': the grid shrunk to V points (bilinear)
+    k_p = LN(MLP_k(l_p)), u_p = LN(MLP_u(l_p))    l_p: four layers of the tower side by side
+    z_v = MLP(Attention(q_v; k_p, u_p for the patches p of window v))
+
+(b, s, d) and (b, s, d_levels) -> (b, V, d_llm); V = (g / k)^2 windows of k x k patches. The query sees its
+window coarsely, keys and values finely and at several depths: attention puts detail back into few tokens.
 Reference implementation: https://github.com/CircleRadon/TokenPacker (no licence; written from the paper).
 """
 

@@ -1,11 +1,15 @@
 """Attention of a window's token to the window's own patches, shared by QueCC and TokenPacker.
 
-Published (arXiv 2411.03312 section 4.2 and 2407.02392 section 3.2): keys and values are LN(MLP(levels)), then
-a multi-head attention with its own in and out projections runs inside each window. Here the key and value
-in-projections move to the query's side. With one query a window, `q_h . (W_h z)` costs less as `(W_h' q_h) .
-z`, and `sum_j a_j (W_h z_j)` as `W_h (sum_j a_j z_j)`: 2 d^2 operations a patch become a few d. The norms'
-affine maps go the same way, and what is constant over the keys (their biases) leaves the softmax. Same
-outputs, fewer operations.
+Published (arXiv 2411.03312, section 4.2; 2407.02392, section 3.2), for head h and the patches j of a window:
+
+    a_j = softmax_j(q_h . (K_h z_j)),    o_h = sum_j a_j (U_h z'_j),    z = LN(MLP_k(l)), z' = LN(MLP_u(l))
+
+Here the maps K and U act on the side of the query, of which a window has one, in place of its k * k patches:
+
+    q_h . (K_h z_j) = (K_h^T q_h) . z_j,    sum_j a_j (U_h z'_j) = U_h (sum_j a_j z'_j)
+
+so that 2 d^2 operations for each patch become a few d. The norms' scales and shifts move the same way, and a
+bias of the keys, the same for all j, leaves the softmax. Same outputs, fewer operations.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Glances: a token made of many small looks, each by place, content and question. Ours, for V = 1 to 4.
+"""Glances: a token made of many attention heads, each by place, content and question. Made for V = 1 to 4.
 
-QueCC and TokenPacker give a window one query, so a token is 8 heads that look at nearly the same thing, and
-they pay for separate key and value maps. Here one map of the patches serves as key and value (half the
-operations), and what that saves buys more looks: `glances` heads a window that start spread over its area,
-score patches by place (a learned table), by content and by the question, and are put side by side before the
-map to the LLM.
+    z_p = LN(MLP(l_p)),    a_ip = softmax over window v of (q_i + S_i t) . z_p + r_ip
+    token v = MLP(W_1 sum_p a_1p z_p, ..., W_n sum_p a_np z_p)
+
+t is the question, r a learned table of places. QueCC and TokenPacker give a window one query, whose 8 heads
+attend to nearly the same patches, and have separate maps for keys and values. Here one map serves as both
+(half the operations); what that saves pays for more heads, whose tables start spread over the window.
 """
 
 from __future__ import annotations

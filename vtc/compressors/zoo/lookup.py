@@ -1,11 +1,13 @@
-"""Lookup: every word of the question looks for its own patches, in the language's space. Ours, for V <= 4.
+"""Lookup: every word of the question looks for its own patches, in the space of the LLM's embeddings.
 
-A steered compressor has to learn where "red" lies in its features and in the question's vector, and to bring
-the two together; at one token, 800 steps are too few for that (QueCC names 4 of 10 attributes). Here each
-word's embedding is a query by itself, patches are mapped to the LLM's width, and what a word finds is handed
-to the LLM as it stands, beside the steered glances (`glances.py`). Aligning at many tokens (`aligns_at`)
-teaches patches the LLM's words; it adds little to that (notebook 05). How far this carries where words and
-patches are less of one kind than in a small world is not known.
+Its nearest relative is the context token of LLaMA-VID (arXiv 2311.17043, section 3): text queries attend to
+the patches and are averaged to one token. Here the queries are the LLM's own word embeddings, patches are
+mapped to the LLM's width, and `finds` weighted sums of what the words find are added to `glances.py`.
+
+Why: a steered compressor has to learn where "red" lies in its features and in the question's vector, and to
+bring the two together; at one token, 800 steps are too few for that (QueCC names 4 of 10 attributes).
+Aligning at many tokens (`aligns_at`) teaches patches the LLM's words; it adds little (notebook 05). Whether
+this helps where words and patches are less alike than in a small world is not known.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from vtc.compressors.zoo.glances import Glances
 class Lookup(Glances):
     """(b, s, d_levels) and the question's input embeddings (b, [m,] q, d_llm) -> (b m, V, d_llm).
 
-    finds: how many mixtures over the words' looks are handed on, each a weighted mean of patches.
+    finds: how many mixtures of the words' attention are handed on, each a weighted mean of patches.
     aligned: the align stage has up to 16 tokens, whatever V is, for a token has to be of one place to learn
     its words; False: V tokens, as for every other compressor.
     """
@@ -45,23 +47,23 @@ class Lookup(Glances):
         return normal @ self.ask, share.softmax(2).transpose(2, 3)
 
     def found(self, patches: Tensor, question: Tensor, mask: Tensor | None) -> Tensor:
-        """Patches (b, V, k*k, d_llm) and words -> where each find looks, (b, V, m, finds, k*k)."""
+        """Patches (b, V, k*k, d_llm) and words -> the attention of each find, (b, V, m, finds, k*k)."""
         query, share = self.words(question, mask)
         b, m, q, width = query.shape
         query = query.flatten(1, 2).unsqueeze(1).to(patches.dtype)  # (b, 1, m q, d_llm)
         scores = query @ patches.transpose(2, 3)  # (b, V, m q, k*k)
-        looks = (scores * width**-0.5).softmax(-1).unflatten(2, (m, q))
-        return share.unsqueeze(1).to(looks.dtype) @ looks
+        weights = (scores * width**-0.5).softmax(-1).unflatten(2, (m, q))
+        return share.unsqueeze(1).to(weights.dtype) @ weights
 
     def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
         """As `forward`; kv: kept `patches`."""
         patches = self.patches(features) if kv is None else kv
-        looks = self.found(patches, question, mask)
-        seen = looks.flatten(2, 3) @ patches  # (b, V, m finds, d_llm)
-        seen = seen.unflatten(2, looks.shape[2:4]).flatten(3).transpose(1, 2)  # (b, m, V, finds d_llm)
+        weights = self.found(patches, question, mask)
+        seen = weights.flatten(2, 3) @ patches  # (b, V, m finds, d_llm)
+        seen = seen.unflatten(2, weights.shape[2:4]).flatten(3).transpose(1, 2)  # (b, m, V, finds d_llm)
         glanced = super().compress(features, question, mask, kv=patches)  # (b m, V, d_llm)
         return glanced + (seen @ self.hand_on.to(seen.dtype)).flatten(0, 1)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
-        looks = self.found(self.patches(features), question, mask)  # of one question: (b, V, 1, finds, k*k)
-        return unwindows(looks.mean((2, 3)), self.n)
+        weights = self.found(self.patches(features), question, mask)  # of one question: (b, V, 1, finds, k*k)
+        return unwindows(weights.mean((2, 3)), self.n)

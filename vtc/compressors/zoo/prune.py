@@ -1,4 +1,4 @@
-"""Patches kept by the class token's attention, the others folded in: PruMerge, PruMerge+, VisionZip.
+"""Patches kept by attention, the others folded in: PruMerge, PruMerge+, VisionZip.
 
 PruMerge: arXiv 2403.15388, https://github.com/42Shawn/LLaVA-PruMerge. VisionZip: arXiv 2412.04467,
 https://github.com/dvlab-research/VisionZip. `keys` and `attention` come from the tower: released, PruMerge
