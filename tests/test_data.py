@@ -1,5 +1,6 @@
 """GridQA: same seed, same data; answers match the picture, nothing leaked; LLaVA's format read strictly."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vtc
-from vtc import data
+from vtc import data, profiles
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,23 @@ def test_missing_folder_file_and_broken_image(tmp_path):
         data.load_image(folder / "bad.png", 48)
     with pytest.raises(vtc.InputError, match="image is not there"):
         data.load_image(folder / "none.png", 48)
+
+
+def test_validation_is_apart_from_training_and_test():
+    """Findings F: choices need images of their own, with other scenes, in handwriting that no test shows."""
+    made = {split: data.make_scenes(300, split, seed=3) for split in ("train", "test", "validation")}
+    cells = {split: {str(s.cells(i)) for i in range(300)} for split, s in made.items()}
+    assert not cells["validation"] & (cells["train"] | cells["test"])
+    hands = {split: {g.tobytes() for g in data.handwriting(split)[0]} for split in made}
+    assert hands["validation"] == hands["train"] and not hands["validation"] & hands["test"]
+    asked = {split: data.ask(s, data.TASKS, split, seed=6, limit=20) for split, s in made.items()}
+    assert [q.text for q in asked["validation"]] != [q.text for q in asked["test"]]
+
+
+def test_test_questions_are_those_of_the_recorded_rows():
+    """Recorded rows hold a score a question, so the questions of the first world must not change."""
+    p = profiles.get("smoke")
+    scenes = data.make_scenes(p.images_test, "test", seed=3)
+    asked = data.ask(scenes, data.TASKS, "test", seed=6, limit=p.questions_test)
+    text = "\n".join(f"{q.image}|{q.task}|{q.text}|{q.answer}" for q in asked)
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("43b28a8c774c2232")

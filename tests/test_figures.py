@@ -1,12 +1,18 @@
 """What is drawn is what is saved; pictures need no network and say what they are made from."""
 
+import io
 import re
 
 import altair as alt
+import numpy as np
 import pandas as pd
 import pytest
 
 from vtc import figures, profiles
+from vtc.evaluation import compare, summary
+from vtc.experiments import store
+from vtc.figures import sweep as sweep_figures
+from vtc.figures import zoo as zoo_figures
 
 FRAME = pd.DataFrame(
     {
@@ -95,3 +101,60 @@ def test_the_theme_is_on_and_legible():
     assert config["axis"]["labelFontSize"] >= 11
     for colour in (figures.INK, figures.FAINT):
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5  # contrast on white
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, pd.DataFrame]:
+    """The first world's rows: the sweep, and what shares its LLM with the zoo."""
+    p = profiles.get("laptop")
+    sweep, zoo = (store.recorded(stem, p) for stem in ("02_errors", "05_zoo"))
+    zoo = pd.concat([zoo, sweep], ignore_index=True)
+    zoo = zoo[(zoo["size"] == "m") & zoo["V"].isin([1, 4, 9, 16, 36])]
+    return {"sweep": sweep, "zoo": zoo, "few": zoo[zoo["compressor"].isin(["quecc", "tokenpacker", "pool"])]}
+
+
+def test_figures_draw_what_evaluation_computes(recorded):
+    """A figure holds no statistics: its rows are those of `summary`, cell by cell."""
+    p = profiles.get("laptop")
+    rows = figures.drawn(sweep_figures.errors(recorded["sweep"], p))
+    wanted = summary.by_family(recorded["sweep"])
+    pd.testing.assert_frame_equal(rows[wanted.columns], wanted)
+    rows = figures.drawn(zoo_figures.errors(recorded["few"], p))
+    wanted = summary.by_family(recorded["few"], ("compressor", "V"))
+    pd.testing.assert_frame_equal(rows[wanted.columns], wanted)
+    regimes = figures.drawn(sweep_figures.regimes(recorded["sweep"], p)).dropna(subset="task")
+    assert regimes["gain from N"].tolist() == summary.gains(recorded["sweep"])["gain from N"].tolist()
+
+
+def test_every_v_measured_has_its_tick(recorded):
+    """Once 1, 9 and 36 had none: the theme's count of ticks thinned out the values that were given."""
+    picture = io.StringIO()
+    sweep_figures.errors(recorded["sweep"], profiles.get("laptop")).save(picture, format="svg")
+    labels = re.findall(r">(\d+)</text>", picture.getvalue())
+    assert {"0", "1", "4", "9", "16", "36", "144"} <= set(labels)
+    axis = figures.tokens(pd.Series([1, 4, 16])).to_dict()
+    assert axis["scale"]["type"] == "log" and axis["axis"]["values"] == [1, 4, 16]
+
+
+def test_every_figure_of_the_zoo_can_be_drawn(recorded):
+    p, few = profiles.get("laptop"), recorded["few"]
+    tasks = store.recorded("02_asked", p)["tasks"][0].split()
+    priced = compare.with_cost(few, p)
+    patches = pd.DataFrame(
+        {"compressor": "quecc", "question": "?", "x": [0, 1], "y": [0, 0], "weight": [1.0, 0]}
+    )
+    image = np.zeros((2, 2, 3), np.uint8)
+    charts = [
+        sweep_figures.tasks(recorded["sweep"], p),
+        zoo_figures.tasks(few, p),
+        zoo_figures.differences(compare.differences(few, tasks, "quecc"), "quecc"),
+        zoo_figures.at_cost(priced, p),
+        zoo_figures.frontier(priced, compare.frontier(priced), p),
+        zoo_figures.ranked(recorded["zoo"], p),
+        zoo_figures.once_or_each(recorded["zoo"], p),
+        zoo_figures.taken(patches, image, p),
+        zoo_figures.attention_maps(patches, image, p),
+    ]
+    for chart in charts:
+        assert len(figures.drawn(chart)) and figures.description(chart)
+    assert figures.show(charts[3]).png.startswith(b"\x89PNG")

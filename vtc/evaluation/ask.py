@@ -26,7 +26,7 @@ def questions(p: Profile, split: str = "test") -> list[data.Question]:
     return data.ask(tower.images_of(p, split), data.TASKS, split, seed=6, limit=limit)
 
 
-def looked_at(p: Profile) -> tuple[int, list[str]]:
+def example(p: Profile) -> tuple[int, list[str]]:
     """A test image and three questions about it, to see where a token looks as the question changes."""
     about: dict[int, list[str]] = {}
     for q in data.ask(tower.images_of(p, "test"), ("attribute", "read"), "test", seed=6, each=2):

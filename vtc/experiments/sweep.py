@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vtc import compressors, data, machine
-from vtc.evaluation.ask import looked_at, questions, scored
+from vtc.evaluation.ask import example, questions, scored
 from vtc.evaluation.scores import errors, pack, unpack
 from vtc.experiments import store
 from vtc.experiments.provenance import weights_hash
@@ -120,7 +120,7 @@ def _llm_hash(p: Profile, size: str, seed: int) -> str:
 
 def attention_map(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
-    image, asked = looked_at(p)
+    image, asked = example(p)
     seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
     where = model.attention_map(seen.to(torch.float32), asked)
     return pack((where / where.amax(-1, keepdim=True)).flatten().tolist())
@@ -145,7 +145,7 @@ def asked(p: Profile) -> Asked:
 
 
 def _asked(p: Profile, case: dict) -> dict[str, str]:
-    image, about = looked_at(p)
+    image, about = example(p)
     pixels = data.render(tower.images_of(p, "test"), "test", p.pixels, range(image, image + 1))[0]
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "png")

@@ -125,7 +125,7 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     return figures.panels(lines, FAMILY, title, where, width=300, height=250)
 
 
-def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
+def taken(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
     """One image, one question, and what each compressor's tokens take from each patch: a map a compressor.
 
     frame: columns compressor, question, x, y, weight; image (pixels, pixels, 3).
@@ -136,7 +136,7 @@ def keeps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChar
     return figures.titled(_beside(image, maps), "What a token takes from where", asked)
 
 
-def looks(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
+def attention_maps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
     """One image, and where each compressor's tokens look in it: a row a compressor, a column a question.
 
     frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
