@@ -19,36 +19,20 @@ from vtc.scaling.scores import UNITS, read
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vtc fit`."""
-    parser.add_argument(
-        "file", metavar="FILE.csv", help="columns N, V, score (0 to 1); optional family, seed, Q"
-    )
-    parser.add_argument("--unit", default="billions", choices=UNITS, help="unit of N (default billions)")
-    parser.add_argument(
-        "--law", default="power", choices=[*LAWS], help="form of the law; offset lets V = 0 in"
-    )
-    parser.add_argument("--tokens", default="V", choices=TOKENS, help="tokens that the law sees (default V)")
-    parser.add_argument(
-        "--question-tokens", type=float, metavar="Q", help="Q of V_opt (default: the file's, or 50)"
-    )
-    parser.add_argument(
-        "--output-tokens", type=float, default=0.0, metavar="G", help="G of V_opt (default 0)"
-    )
-    parser.add_argument(
-        "--question-pass-tokens", type=float, default=0.0, metavar="q", help="q' of V_opt (default 0)"
-    )
-    parser.add_argument(
-        "--interval",
-        default="profile",
-        choices=("profile", "residual", "size", "seed"),
-        help="profile or a bootstrap",
-    )
-    parser.add_argument("--draws", type=int, default=2000, help="bootstrap draws (default 2000)")
-    parser.add_argument("--compare", action="store_true", help="also print every law's fit, best AICc first")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the fits; null means unbounded")
-    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the fits as rows")
-    parser.add_argument(
-        "--figures", type=Path, metavar="FOLDER", help="draw each family's fit there (svg and png)"
-    )
+    add, intervals = parser.add_argument, ("profile", "residual", "size", "seed")
+    add("file", metavar="FILE.csv", help="columns N, V, score (0 to 1); optional family, seed, Q")
+    add("--unit", default="billions", choices=UNITS, help="unit of N (default billions)")
+    add("--law", default="power", choices=[*LAWS], help="form of the law; offset lets V = 0 in")
+    add("--tokens", default="V", choices=TOKENS, help="tokens that the law sees (default V)")
+    add("--question-tokens", type=float, metavar="Q", help="Q of V_opt (default: the file's, or 50)")
+    add("--output-tokens", type=float, default=0.0, metavar="G", help="G of V_opt (default 0)")
+    add("--question-pass-tokens", type=float, default=0.0, metavar="q", help="q' of V_opt (default 0)")
+    add("--interval", default="profile", choices=intervals, help="profile or a bootstrap")
+    add("--draws", type=int, default=2000, help="bootstrap draws (default 2000)")
+    add("--compare", action="store_true", help="also print every law's fit, best AICc first")
+    add("--json", type=Path, metavar="OUT", help="write the fits; null means unbounded")
+    add("--csv", type=Path, metavar="OUT", help="write the fits as rows")
+    add("--figures", type=Path, metavar="FOLDER", help="draw each family's fit there (svg and png)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -26,10 +26,6 @@ def _axis(channel, field: str, title: str, kind: str = "linear", ticks=None, **s
     return channel(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type=kind, **(rest | scale)))
 
 
-def _titled(chart, text: str, *subtitle: str, width: int = 440, height: int = 280):
-    return chart.properties(title=alt.Title(text, subtitle=list(subtitle)), width=width, height=height)
-
-
 def _parts(rows: pd.DataFrame) -> list[alt.Chart]:
     """Charts of the points, the law and the frontier of `frames.plane`."""
     return [alt.Chart(rows[rows["drawn"] == part]) for part in ("points", "law", "frontier")]
@@ -53,7 +49,7 @@ def scaling(rows: pd.DataFrame) -> alt.LayerChart:
     more, less = ("N", "V") if law["ratio"] > 1 else ("V", "N")
     times = max(law["ratio"], 1 / law["ratio"])
     said = f"alpha {law['alpha']:.4f}, beta {law['beta']:.4f}, D {law.get('D', 0):.3f}; Q = {law['Q']:g}"
-    return _titled(
+    return figures.titled(
         curve + front + dots,
         f"{law['family']}: the error falls {times:.1f} times as fast with {more} as with {less}",
         f"the paper's {law['points']} points and the law fitted to them, {said}",
@@ -73,11 +69,10 @@ def fitted(rows: pd.DataFrame) -> alt.LayerChart:
     x = _axis(alt.X, "V", "visual tokens V", kind, sorted(seen["V"].unique().tolist()))
     y = _axis(alt.Y, "error", "error, 1 - score")
     law = rows.attrs
-    return _titled(
+    return figures.titled(
         curves.mark_line().encode(x, y, size) + points.mark_point(filled=True).encode(x, y, size),
         f"{law['family']}: {law['law']} law, R2 {law['r2']:.3f}",
         law["status"],
-        width=420,
     )
 
 
@@ -87,7 +82,7 @@ def wandering(rows: pd.DataFrame) -> alt.Chart:
     colour = alt.Scale(domain=names, range=figures.PALETTE[:4])
     shape = alt.Scale(domain=names, range=["circle", "square", "diamond", "triangle-up"])
     chart = alt.Chart(rows).mark_point(filled=True, size=130, opacity=0.75)
-    return _titled(
+    return figures.titled(
         chart.encode(
             _axis(alt.X, "alpha", "alpha"),
             _axis(alt.Y, "beta", "beta"),
@@ -96,7 +91,6 @@ def wandering(rows: pd.DataFrame) -> alt.Chart:
         ),
         f"The official procedure, {rows.attrs['seeds']} seeds",
         "same points and law; the shuffle differs",
-        width=420,
     )
 
 
@@ -127,7 +121,7 @@ def separability(rows: pd.DataFrame) -> alt.LayerChart:
     bars = base.mark_rule(strokeWidth=2).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=colour)
     dots = base.mark_line(point={"size": 80}).encode(x, y, colour)
     said = "a separable law needs one number for all N; bars: two standard errors"
-    return _titled(dots + bars, "The slope in V, size by size", said, width=400)
+    return figures.titled(dots + bars, "The slope in V, size by size", said)
 
 
 def optimum(rows: pd.DataFrame) -> alt.LayerChart:
@@ -140,7 +134,7 @@ def optimum(rows: pd.DataFrame) -> alt.LayerChart:
     colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom"))
     band = alt.Chart(rows).mark_area(opacity=0.2).encode(x, low, alt.Y2("high:Q"), colour)
     line = alt.Chart(rows).mark_line(point=True).encode(x, y, colour)
-    return _titled(band + line, f"V* against Q, {rows.attrs['family']}", "closed form, 95 % interval")
+    return figures.titled(band + line, f"V* against Q, {rows.attrs['family']}", "closed form, 95 % interval")
 
 
 def true_cost(rows: pd.DataFrame) -> alt.Chart:
@@ -149,11 +143,10 @@ def true_cost(rows: pd.DataFrame) -> alt.Chart:
     x = _axis(alt.X, "N", "N of the best split, billions", "log", [0.5, 1, 2, 4, 7, 14], domain=[0.45, 15])
     y = _axis(alt.Y, "V", "V of the best split", "log", [1, 4, 16, 36, 64, 144, 576], domain=[0.9, 700])
     colour = alt.Color("cost:N", title="cost held fixed", sort=names, scale=alt.Scale(domain=names))
-    return _titled(
+    return figures.titled(
         alt.Chart(rows).mark_line(point={"size": 30}, opacity=0.85).encode(x, y, colour),
         f"The optimum under the whole cost, {about['family']}",
         f"{about['device']}, Q = {about['Q']}, G = {about['G']}; seconds are roofline seconds",
-        height=300,
     )
 
 

@@ -16,32 +16,9 @@
 Needs numpy, and scipy's special functions for intervals; never torch.
 """
 
+# ruff: noqa: F401  (the names below are this package's interface)
 from vtc.scaling.checks import compare, leave_one_size_out, separability, slope_by_size, slopes, summary
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import Frontier, frontier, v_star, v_star_interval, words
 from vtc.scaling.laws import LAWS, Law
 from vtc.scaling.scores import Points, points, published, published_rows, read, sweep
-
-__all__ = [
-    "LAWS",
-    "Fit",
-    "Frontier",
-    "Law",
-    "Points",
-    "compare",
-    "fit",
-    "frontier",
-    "leave_one_size_out",
-    "points",
-    "published",
-    "published_rows",
-    "read",
-    "separability",
-    "slope_by_size",
-    "slopes",
-    "summary",
-    "sweep",
-    "v_star",
-    "v_star_interval",
-    "words",
-]

@@ -18,7 +18,6 @@ goes on as the power law through all points, and the prediction is labelled an e
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from vtc import InputError
-from vtc.scaling.scores import UNITS
+from vtc.scaling.scores import records
 
 FORMS = ("product", "see and know")
 LEAST = 1e-4  # an error of 0 has no logarithm: it counts as so much
@@ -169,28 +168,9 @@ def compared(
 def read(path: str | Path, name: str, unit: str = "billions") -> dict[str, Marginal]:
     """A CSV with columns N (or V), score and optionally family, seed -> one curve a family, in file order.
 
-    `unit` is that of N. Raises InputError naming file, line and column for what cannot be read.
+    `unit` is that of N; errors as in `vtc.scaling.scores.records`.
     """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{(k or "").strip(): v for k, v in row.items()} for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV text ({error}); give columns {name},score") from None
-    for column in (name, "score"):
-        if not rows or column not in rows[0]:
-            raise InputError(f"{path}: column {column} is missing; expected {name},score and rows below them")
-    families: dict[str, list[tuple[float, float]]] = {}
-    for line, row in enumerate(rows, start=2):
-        size, score = (_number(path, line, row, column) for column in (name, "score"))
-        scale = UNITS[unit] if name == "N" else 1.0
-        families.setdefault((row.get("family") or "all").strip(), []).append((size * scale, 1 - score))
-    return {family: Marginal.of(name, *zip(*points)) for family, points in families.items()}
-
-
-def _number(path: Path, line: int, row: dict, column: str) -> float:
-    try:
-        return float(row[column])
-    except (TypeError, ValueError):
-        where = f"{path}, line {line}, column {column}: {row[column]!r}"
-        raise InputError(f"{where} is not a number; fill it in or delete the line") from None
+    return {
+        family: Marginal.of(name, [row[name] for row in rows], [1 - row["score"] for row in rows])
+        for family, rows in records(path, (name, "score"), unit).items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,14 @@ import numpy as np
 from vtc import InputError
 
 PUBLISHED = Path(__file__).parent.parent / "published.csv"
+COUNT = 0, math.inf, "is a negative count of tokens; it must be 0 or more"
+FIELDS = {  # column of a file of scores -> least, most, what to say otherwise
+    "N": (1e-300, math.inf, "must be positive; N counts the LLM's parameters"),
+    "V": COUNT,
+    "score": (0, 1, "lies outside 0 to 1; if scores are in percent divide them by 100"),
+    "Q": COUNT,
+    "seed": (0, 2**53, "is no seed; a whole number from 0"),
+}
 UNITS = {"billions": 1.0, "millions": 1e-3, "thousands": 1e-6, "parameters": 1e-9}
 
 
@@ -90,67 +99,66 @@ def published_rows(table: str) -> list[dict]:
 def read(path: str | Path, unit: str = "billions") -> list[Points]:
     """A CSV with columns N, V, score and optionally family, seed, Q -> one Points a family, in file order.
 
-    `unit` is that of N. Raises InputError naming row and column when a column is missing, a value is not a
-    finite number, a score lies outside [0, 1], or a token count is negative.
+    `unit` is that of N; errors as in `records`.
     """
-    path = Path(path)
+    columns = ("N", "V", "score", "Q", "seed")
+    found = []
+    for family, rows in records(path, ("N", "V", "score"), unit).items():
+        N, V, score, Q, seed = (np.array([row[name] for row in rows]) for name in columns)
+        found.append(points(N, V, 1 - score, Q, seed.astype(int), family=family))
+    return found
+
+
+def records(path: str | Path, needed: Sequence[str], unit: str = "billions") -> dict[str, list[dict]]:
+    """A CSV of scores -> family -> rows of numbers, in file order; N in billions, 0 where nothing is given.
+
+    Raises InputError naming file, line and column when a needed column is missing, a value is not a finite
+    number, a score lies outside [0, 1], or a token count is negative.
+    """
     if unit not in UNITS:
         raise InputError(f"unit {unit!r} of N is unknown; choose {', '.join(UNITS)}")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             rows, header = list(table), [name.strip() for name in table.fieldnames or []]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read as CSV text ({error}); give a file with columns N,V,score"
+            f"{path}: cannot be read as CSV text ({error}); give a file with columns {','.join(needed)}"
         ) from None
-    for name in ("N", "V", "score"):
+    for name in needed:
         if name not in header:
             raise InputError(
                 f"{path}: column {name} is missing (found {', '.join(header) or 'nothing'}); rename or add it"
             )
     if not rows:
         raise InputError(f"{path}: has a header but no rows; at least 4 are needed")
-    rows = [{(k or "").strip(): v for k, v in row.items()} for row in rows]
-    clean = [_row(path, i, row, UNITS[unit]) for i, row in enumerate(rows, start=2)]
-    families = dict.fromkeys(row["family"] for row in clean)
-    return [_family([row for row in clean if row["family"] == name], name) for name in families]
+    families: dict[str, list[dict]] = {}
+    for line, row in enumerate(rows, start=2):
+        row = {(name or "").strip(): text for name, text in row.items()}
+        numbers = _numbers(f"{path}, line {line}", row, needed)
+        numbers["N"] *= UNITS[unit]
+        families.setdefault((row.get("family") or "all").strip(), []).append(numbers)
+    return families
 
 
-def _family(rows: list[dict], name: str) -> Points:
-    column = lambda key: [row[key] for row in rows]  # noqa: E731
-    return points(
-        column("N"), column("V"), 1 - np.array(column("score")), column("Q"), column("seed"), family=name
-    )
-
-
-def _row(path: Path, line: int, row: dict, scale: float) -> dict:
-    """One line of a file as numbers; `line` counts the header as 1."""
-
-    def number(name: str, low: float, high: float, hint: str, default=None) -> float:
+def _numbers(where: str, row: dict, needed: Sequence[str]) -> dict[str, float]:
+    """The number in every field of one line."""
+    out = {}
+    for name, (low, high, hint) in FIELDS.items():
         text = row.get(name)
-        if (text is None or text.strip() == "") and default is not None:
-            return default
-        where = f"{path}, line {line}, column {name}: {text!r}"
+        if not (text or "").strip() and name not in needed:
+            out[name] = 0.0
+            continue
+        place = f"{where}, column {name}: {text!r}"
         try:
-            value = float(text)
+            out[name] = float(text)
         except (TypeError, ValueError):
-            raise InputError(f"{where} is not a number; fill it in or delete the line") from None
-        if not math.isfinite(value):
-            raise InputError(f"{where} is not finite; fill it in or delete the line")
-        if not low <= value <= high:
-            raise InputError(f"{where} {hint}")
-        return value
-
-    percent = "lies outside 0 to 1; if scores are in percent divide them by 100"
-    return {
-        "N": number("N", 1e-300, math.inf, "must be positive; N counts the LLM's parameters") * scale,
-        "V": number("V", 0, math.inf, "is a negative count of tokens; V must be 0 or more"),
-        "score": number("score", 0, 1, percent),
-        "Q": number("Q", 0, math.inf, "is a negative count of tokens; Q must be 0 or more", default=0.0),
-        "seed": int(number("seed", 0, 2**53, "is no seed; a whole number from 0", default=0.0)),
-        "family": (row.get("family") or "all").strip(),
-    }
+            raise InputError(f"{place} is not a number; fill it in or delete the line") from None
+        if not math.isfinite(out[name]):
+            raise InputError(f"{place} is not finite; fill it in or delete the line")
+        if not low <= out[name] <= high:
+            raise InputError(f"{place} {hint}")
+    return out
 
 
 def sweep(rows, family: str = "reasoning", compressor: str | None = None) -> Points:
