@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> int:
     _check(args)
     families = read(args.file, args.unit)
     fits = [fit(points, args.law, args.tokens) for points in families]
-    rows = [_row(f, args) for f in fits]
+    text = (args.question_tokens, args.output_tokens, args.question_pass_tokens)
+    rows = [summary(f, *text, by=args.interval, draws=args.draws) for f in fits]
     for f, row in zip(fits, rows):
         _print(f, row)
         if args.compare:
@@ -62,13 +63,6 @@ def _check(args) -> None:
             raise InputError(f"--{option.replace('_', '-')} {value:g}: a count of tokens is 0 or more")
     if args.draws < 40:
         raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
-
-
-def _row(f: Fit, args) -> dict:
-    Q = args.question_tokens
-    if Q is None:
-        Q = float(f.points.Q.mean()) if f.points.Q.any() else 50.0
-    return summary(f, Q, args.output_tokens, args.question_pass_tokens, by=args.interval, draws=args.draws)
 
 
 def _print(f: Fit, row: dict) -> None:

@@ -16,34 +16,24 @@ SHOWN = ("A", "alpha", "beta", "D", "B", "gamma", "c", "ratio", "V_opt")  # numb
 
 
 def summary(
-    f: Fit,
-    Q: float = 50.0,
-    G: float = 0.0,
-    q_prime: float = 0.0,
-    by: str | None = "profile",
-    draws: int = 2000,
+    f: Fit, Q: float | None = None, G=0.0, q_prime=0.0, by: str | None = "profile", draws: int = 2000
 ) -> dict:
     """One flat row of a fit: every parameter, ratio and V_opt, how well it fits, how it ended, seconds.
 
-    by: how the intervals `_lo`, `_hi` are made: "profile", a bootstrap ("residual", "size", "seed"), or None
-    for none. `_lo_clustered` and `_hi_clustered` allow for points that share an LLM. Infinite ends mean
-    unbounded.
+    Q: text tokens of V_opt (None: the mean of the points', or 50 where they have none). by: how the intervals
+    `_lo`, `_hi` are made: "profile", a bootstrap ("residual", "size", "seed"), or None for none.
+    `_lo_clustered` and `_hi_clustered` allow for points that share an LLM. Infinite ends mean unbounded.
     """
-    text = (Q, G, q_prime)
-    row = {
-        "family": f.points.family,
-        "law": f.law.name,
-        "tokens": f.law.tokens,
-        "points": f.n,
-        "LLMs": f.llms,
-    }
+    text = (float(f.points.Q.mean()) or 50.0 if Q is None else Q, G, q_prime)
+    row = {"family": f.points.family, "law": f.law.name, "tokens": f.law.tokens}
+    row |= {"points": f.n, "LLMs": f.llms}
     made = f.bootstrap(draws, by) if by not in (None, "profile") else None
     for name in [x for x in SHOWN if x == "V_opt" or hasattr(f.law, x)]:
         row[name] = float(v_star(f.law, *text) if name == "V_opt" else getattr(f.law, name))
         for kind, clustered in (("", False), ("_clustered", True)):
             if by is not None:
                 row[f"{name}_lo{kind}"], row[f"{name}_hi{kind}"] = _ends(f, name, text, made, clustered)
-    row |= {"Q": Q, "G": G, "q_prime": q_prime, "interval": by, "V_opt_words": words(f.law, *text)}
+    row |= dict(zip(("Q", "G", "q_prime"), text)) | {"interval": by, "V_opt_words": words(f.law, *text)}
     row |= {"sse": f.sse, "rmse": f.rmse, "r2": f.r2, "aicc": f.aicc}
     return row | {"status": f.status, "fault": f.fault, "usable": f.usable, "seconds": f.seconds}
 
@@ -66,7 +56,7 @@ def finite(value):
     return value
 
 
-def compare(points: Points, Q: float = 50.0, laws=tuple(LAWS)) -> list[dict]:
+def compare(points: Points, Q: float | None = None, laws=tuple(LAWS)) -> list[dict]:
     """All laws on the same points (without V = 0, where most have no value), best AICc first."""
     points = points.keep(points.V > 0)
     rows = [summary(fit(points, law), Q, by=None) for law in laws]

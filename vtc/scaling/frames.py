@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import InputError, cost
-from vtc.scaling.checks import compare, leave_one_size_out, slopes, summary
+from vtc.scaling.checks import slopes, summary
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import frontier, v_star, v_star_interval
 from vtc.scaling.official import best_of_fifth
@@ -184,36 +184,12 @@ def own_sweep(rows, families: Sequence[str] = ("reasoning", "ocr"), law: str = "
     return fits
 
 
-def own_table(fits: dict[str, Fit], Q: float | None = None) -> pd.DataFrame:
-    """Every law on this project's points, by family, best AICc first; V* at Q text tokens.
-
-    Q defaults to the mean length of the sweep's own questions.
-    """
-    if Q is None:
-        Q = round(float(np.mean([f.points.Q.mean() for f in fits.values()]))) if fits else 10
-    rows = [row for f in fits.values() for row in compare(f.points, Q)]
-    return table(rows, 3)
-
-
-def own_words(fits: dict[str, Fit]) -> str:
-    """What this project's sweep says so far, by family: ratio, the largest LLM predicted, separability."""
-    if not fits:
-        return "02_errors holds too few rows of the sweep yet (two N, two V at least): run notebook 02 first"
-    lines = []
-    for name, f in fits.items():
-        ends = ["unbounded" if np.isinf(end) else f"{end:.3g}" for end in f.clustered_interval("ratio")]
-        lines.append(f"{name}: {f.n} cells (means over seeds), {f.law.name} law, {f.status}")
-        lines.append(f"    alpha / beta {float(f.law.ratio):.3g} [{', '.join(ends)}], R2 {f.r2:.3f}")
-        with suppress(InputError):  # too few sizes to leave one out
-            last = leave_one_size_out(f.points, f.law.name)[-1]
-            lines.append(f"    largest LLM from the others: {last['mean miss']:.1%} off in the mean")
-    return "\n".join(lines)
-
-
-def table(rows, digits: int = 4) -> pd.DataFrame:
-    """Rows as a frame, numbers to some significant digits, so that outputs compare between machines."""
+def table(rows, digits: int = 4, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Rows as a frame (of some columns), numbers to a few significant digits: machines then agree on it."""
 
     def short(x):
         return float(f"{x:.{digits}g}") if isinstance(x, (float, np.floating)) else x
 
-    return pd.DataFrame([{name: short(value) for name, value in row.items()} for row in rows])
+    return pd.DataFrame(
+        [{name: short(value) for name, value in row.items()} for row in rows], columns=columns
+    )
