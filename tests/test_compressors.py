@@ -22,7 +22,7 @@ from vtc.scaling.fitting import fit
 from vtc.scaling.plan import Request, plan
 from vtc.scaling.scores import published
 from vtc.training import stages
-from vtc.training.losses import Distil
+from vtc.training.losses import AuxiliaryLoss
 
 D, LEVELS, LLM, HEADS = 16, 48, 24, 4  # widths of tower, levels, LLM; heads of the tower's keys
 CONFIG = Qwen2Config(hidden_size=LLM, intermediate_size=40, num_attention_heads=4, num_key_value_heads=2,
@@ -565,22 +565,20 @@ def test_prefusion_lets_text_read_the_image_but_not_the_reverse():
 
 
 @pytest.mark.parametrize("name, tokens", [("tokenpacker", 4), ("mqt", 5), ("pool", 1)])
-def test_distillation_learns_to_guess_the_patches(name, tokens):
+def test_the_auxiliary_loss_learns_to_guess_the_patches(name, tokens):
     module, x = make(name, tokens), features()
-    distil = Distil(module, width=32, weight=1e-3)
-    learn = torch.optim.Adam([*module.parameters(), *distil.parameters()], lr=0.01)
+    auxiliary = AuxiliaryLoss(module, width=32, weight=1e-3)
+    learn = torch.optim.Adam([*module.parameters(), *auxiliary.parameters()], lr=0.01)
     losses = []
     for _ in range(40):
-        loss = distil.auxiliary_loss(
-            module(x), x, interest=torch.rand(3, 36, generator=torch.Generator().manual_seed(0))
-        )
+        loss = auxiliary(module(x), x, interest=torch.rand(3, 36, generator=torch.Generator().manual_seed(0)))
         learn.zero_grad()
         loss.backward()
         learn.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     with torch.no_grad():  # an image is guessed from its own tokens, not from the patches' mean
-        assert distil(module(x), x) < 0.9 * distil(module(x).roll(1, 0), x)
+        assert auxiliary(module(x), x) < 0.9 * auxiliary(module(x).roll(1, 0), x)
 
 
 def test_zero_tokens_mean_no_image_by_any_name():

@@ -102,7 +102,7 @@ def test_a_changed_number_of_the_recipe_leaves_old_rows_weights_and_features_unu
     measure = functools.partial(noted, tmp_path)
     changes = [
         {},
-        {"recipe": replace(profile.recipe, instruct_steps=7)},
+        {"recipe": replace(profile.recipe, instruct=replace(profile.recipe.instruct, steps=7))},
         {"tower": replace(profile.tower, d=64)},
         {"sizes": (replace(profile.sizes[0], d_ff=64), *profile.sizes[1:])},
         {"images_train": 129},

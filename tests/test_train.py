@@ -1,6 +1,7 @@
 """Training: a killed stage ends as an unbroken one; a cell's whole path; scores; bad cases in one line."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,14 +16,19 @@ from safetensors.torch import save_file
 
 import vtc
 from vtc import data, profiles
+from vtc.compressors.base import Features
 from vtc.evaluation import ask, scores
 from vtc.experiments import sweep
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import text_model
 from vtc.shapes import LLMShape
-from vtc.training import stages, tower
-from vtc.training.loop import Muon, Stage, fit
-from vtc.training.losses import Guided
+from vtc.training import device, features, stages, tower, user_data
+from vtc.training.batches import Bank, batches
+from vtc.training.checkpoints import notes_of
+from vtc.training.device import Batch, Share
+from vtc.training.loop import Stage, fit
+from vtc.training.losses import WithAuxiliaryLoss
+from vtc.training.optim import Muon
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +41,6 @@ def smoke(tmp_path_factory):
 
 class Killed(Exception):
     pass
-
-
-@pytest.mark.parametrize("stopped_at", [2, 4, 7])
-def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
-    size = LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True)
-    tokenizer = make_tokenizer()
-    scenes = data.make_scenes(8, "train", seed=0)
-    told = [data.in_words(scenes, i) for i in range(8)]
-    bank = stages.Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, told)
-    stage = Stage("text", 8, 3e-3, ("llm",), 3)
-
-    def run(folder, stop=None):
-        torch.manual_seed(0)
-        model = text_model(make_llm(size, len(tokenizer)), tokenizer)
-
-        def batch(step):
-            if step == stop:
-                raise Killed
-            return (bank.draw(4, 3, np.random.default_rng(step))[0],)
-
-        fit(model, stage, batch, folder)
-        return model.state_dict()
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(Killed):
-        run(tmp_path / "parts", stop=stopped_at)
-    again = run(tmp_path / "parts")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_one_cell_through_the_whole_path(smoke):
@@ -80,7 +58,7 @@ def test_one_cell_through_the_whole_path(smoke):
 
 def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
     """The second V costs no step, and has the same loss and other answers."""
-    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in stages.served(smoke)]
+    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in stages.nested_budgets(smoke)]
     rows = [sweep.measure(smoke, cases[0])]
     monkeypatch.setattr(stages, "fit", lambda *_: pytest.fail("trained again"))
     rows += [sweep.measure(smoke, case) for case in cases[1:]]
@@ -91,16 +69,16 @@ def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
 @pytest.mark.parametrize("name, seen", [("lookup", [16, None]), ("lookup_unaligned", [None, None])])
 def test_a_compressor_may_be_aligned_at_more_tokens(smoke, monkeypatch, name, seen):
     """What each stage's first batch says of V: nothing, or that of the align stage."""
-    stages = []
+    drawn = []
 
     def fit(model, stage, batch, folder):
-        stages.append(next((int(v) for v in batch(0)[2:]), None))
-        return {"loss": 0.0, "seconds": 1.0, "steps": 1}
+        drawn.append(next((v for v in batch(0, Share()).inputs[2:]), None))
+        return {"loss": 0.0, "seconds": 1.0}
 
     monkeypatch.setattr(stages, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
     monkeypatch.setattr(stages, "fit", fit)
     stages.train(smoke, stages.Case("xs", 1, name, 0))
-    assert stages == seen
+    assert drawn == seen
 
 
 def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
@@ -115,7 +93,7 @@ def test_training_lowers_the_loss(smoke):
     """Thirty steps on eight scenes: far below the loss of guessing among all words."""
     tokenizer = make_tokenizer()
     scenes = data.make_scenes(8, "train", seed=0)
-    bank = stages.Bank(
+    bank = Bank(
         data.ask(scenes, ("digits", "max"), "text", 0),
         tokenizer,
         [data.in_words(scenes, i) for i in range(8)],
@@ -123,7 +101,9 @@ def test_training_lowers_the_loss(smoke):
     torch.manual_seed(0)
     model = text_model(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
     stage = Stage("text", 30, 3e-3, ("llm",), 1000)
-    notes = fit(model, stage, lambda step: (bank.draw(8, 2, np.random.default_rng(step))[0],), None)
+    notes = fit(
+        model, stage, lambda step, share: Batch((bank.draw(8, 2, np.random.default_rng(step))[0],)), None
+    )
     assert notes["loss"] < 0.5 * np.log(len(tokenizer))
 
 
@@ -150,7 +130,7 @@ def test_the_bank_packs_what_it_was_given():
         data.Question(0, "x", "how many digits ?", "3"),
         data.Question(0, "y", "read the digits ?", "1 2 3"),
     ]
-    bank = stages.Bank(questions, tokenizer)
+    bank = Bank(questions, tokenizer)
     packed = bank.pack([[0, 1]], np.zeros(1, int))
     assert tokenizer.decode(packed.ids[0]) == "how many digits ? 3 <end> read the digits ? 1 2 3 <end>"
     assert packed.segment[0].tolist() == [0] * 6 + [1] * 8
@@ -169,9 +149,7 @@ def test_the_bank_packs_what_it_was_given():
 def test_the_bank_pads_questions_as_its_tokenizer_does():
     tokenizer = make_tokenizer()
     tokenizer.pad_token = "<end>"
-    bank = stages.Bank(
-        [data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer
-    )
+    bank = Bank([data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer)
     padded = bank.pack([[0, 1]], np.zeros(1, int)).questions[0]  # (2, 4)
     assert (padded == tokenizer.pad_token_id).tolist() == [[False, False, True, True], [False] * 4]
 
@@ -196,7 +174,7 @@ def test_errors_average_tasks_not_questions():
 
 
 def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
-    cached = tower.features(smoke, "test", selecting=True)
+    cached = features.features(smoke, "test", selecting=True)
     images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
     with torch.no_grad():
         fresh = tower.pretrained(smoke)(images, selecting=True)
@@ -239,24 +217,24 @@ def test_a_checkpoint_tower_also_gives_its_class_token(smoke, tmp_path):
     images = torch.from_numpy(data.render(tower.images_of(p, "test"), "test", p.pixels, range(3)))
     seen = eyes(images, selecting=True)
     assert torch.equal(seen.cls, out[0])
-    assert torch.allclose(tower.features(p, "test", selecting=True).cls[:3].float(), seen.cls, atol=0.1)
-    assert tower.features(smoke, "test", selecting=True).cls is None
+    assert torch.allclose(features.features(p, "test", selecting=True).cls[:3].float(), seen.cls, atol=0.1)
+    assert features.features(smoke, "test", selecting=True).cls is None
 
 
 def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
     case = stages.Case("xs", 4, "quecc_distilled", 0)
     model, notes = stages.train(smoke, case)
-    assert not any("distil" in name for name in model.state_dict())
-    guided = Guided(model)
-    questions = stages.Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
+    assert not any("auxiliary" in name for name in model.state_dict())
+    guided = WithAuxiliaryLoss(model)
+    questions = Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
     packed, rows = questions.draw(2, 3, np.random.default_rng(0))
-    seen = tower.features(smoke, "test")[torch.from_numpy(rows)].to(torch.float32)
+    seen = features.features(smoke, "test")[torch.from_numpy(rows)].to(torch.float32)
     own = model(packed, seen)
-    guided.distil.weight = 0.0
+    guided.auxiliary.weight = 0.0
     assert guided(packed, seen).item() == pytest.approx(own.item(), abs=1e-6)
-    guided.distil.weight = 1.0
+    guided.auxiliary.weight = 1.0
     guided(packed, seen).backward()
-    assert all(part.grad is not None for part in guided.distil.parameters())
+    assert all(part.grad is not None for part in guided.auxiliary.parameters())
     assert all(part.grad is not None for part in model.compressor.parameters())
 
 
@@ -294,13 +272,13 @@ def test_each_training_has_a_folder_of_its_own(smoke):
 
 def test_a_compressor_trained_once_is_kept_for_its_options(smoke, monkeypatch):
     asked = []
-    monkeypatch.setattr(stages, "_train", lambda p, case, every: asked.append(case.options) or 1 / 0)
+    monkeypatch.setattr(stages, "_train", lambda p, case, budgets: asked.append(case.options) or 1 / 0)
     for options in ("{}", '{"heads": 2}'):
         kept = stages.Case("xs", 1, "mqt_nested", 7, options)
         with pytest.raises(ZeroDivisionError):
             stages.train(smoke, kept)
         made = smoke.cache / f"mqt_nested-xs-7{'-heads2' if 'heads' in options else ''}"
-        (made / "every-V.safetensors").touch()
+        (made / "nested.safetensors").touch()
     assert asked == ["{}", '{"heads": 2}']
 
 
@@ -330,20 +308,20 @@ def test_own_data_train_a_nested_compressor_at_every_V(smoke, tmp_path, monkeypa
     drawn = set()
 
     def fit(model, stage, batch, folder):
-        drawn.update(int(batch(step)[2]) for step in range(9))
-        return {"loss": 0.0, "seconds": 1.0, "steps": 1}
+        drawn.update(batch(step, Share()).inputs[2] for step in range(9))
+        return {"loss": 0.0, "seconds": 1.0}
 
     monkeypatch.setattr(stages, "fit", fit)
     said = [data.Conversation(tmp_path / "a.png", (("what color ?", "red"), ("what ?", "red")))]
-    stages.train_own(smoke, stages.Case("xs", 16, "mqt_nested", 0), said)
-    assert drawn == set(stages.served(smoke))
+    user_data.train(smoke, stages.Case("xs", 16, "mqt_nested", 0), said)
+    assert drawn == set(stages.nested_budgets(smoke))
 
 
 def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     said = [data.Conversation(tmp_path / "a.png", (("describe", "red"),))]
     with pytest.raises(vtc.InputError, match="'describe': 1 tokens"):
-        stages.train_own(smoke, stages.Case("xs", 4, "quecc_shared", 0), said)
+        user_data.train(smoke, stages.Case("xs", 4, "quecc_shared", 0), said)
 
 
 def test_own_images_train_save_and_answer(smoke, tmp_path):
@@ -355,8 +333,244 @@ def test_own_images_train_save_and_answer(smoke, tmp_path):
         entries.append({"image": f"{i}.png", "conversations": turns})
     (tmp_path / "talk.json").write_text(json.dumps(entries))
     said = data.read_llava(tmp_path / "talk.json", tmp_path)
-    p = replace(smoke, recipe=replace(smoke.recipe, align_steps=2, instruct_steps=25, pack=2))
-    model, _ = stages.train_own(p, stages.Case("xs", 4, "quecc", 0), said)
+    p = replace(
+        smoke,
+        recipe=replace(
+            smoke.recipe,
+            align=replace(smoke.recipe.align, steps=2),
+            instruct=replace(smoke.recipe.instruct, steps=25, pack=2),
+        ),
+    )
+    model, _ = user_data.train(p, stages.Case("xs", 4, "quecc", 0), said)
     model.save_pretrained(tmp_path / "model")
     row = ask.own(vtc.models.vlm.VLM.from_pretrained(tmp_path / "model"), said)
     assert row["questions"] == 6 and row["exact"] == 1.0  # every answer is "red"
+
+
+# --- the loop: interruptions, processes, precision, storage -------------------------------------------------
+
+
+def small_text_stage(steps: int = 8):
+    """A tiny LLM and its text stage: a function of a folder and, perhaps, the step at which it dies."""
+    size = LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True)
+    tokenizer = make_tokenizer()
+    scenes = data.make_scenes(8, "train", seed=0)
+    words = [data.in_words(scenes, i) for i in range(8)]
+    bank = Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, words)
+    draw = batches(bank, profiles.Schedule(steps, batch=4, lr=3e-3, pack=3), (0, 0))
+
+    def run(folder, stop=None):
+        torch.manual_seed(0)
+        model = text_model(make_llm(size, len(tokenizer)), tokenizer)
+
+        def batch(step, share):
+            if step == stop:
+                raise Killed
+            return draw(step, share)
+
+        return model, fit(model, Stage("text", steps, 3e-3, ("llm",), 3), batch, folder)
+
+    return run
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4, 7])
+def test_a_stopped_stage_ends_as_an_unbroken_one(tmp_path, stopped_at):
+    run = small_text_stage()
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", stop=stopped_at)
+    again, _ = run(tmp_path / "parts")
+    assert all(torch.equal(w, again.state_dict()[name]) for name, w in whole.state_dict().items())
+
+
+def test_a_stopped_stage_keeps_its_seconds_and_its_loss(tmp_path):
+    run = small_text_stage()
+    _, whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", stop=7)
+    before = notes_of(tmp_path / "parts" / "text.safetensors")
+    _, again = run(tmp_path / "parts")
+    assert before["step"] == 6 and again["seconds"] > before["seconds"] > 0
+    assert again["loss"] == whole["loss"]
+    _, done = run(tmp_path / "parts", stop=0)  # nothing is left to do, and it says the same
+    assert done["loss"] == whole["loss"] and done["seconds"] > before["seconds"]
+
+
+def test_shares_of_all_processes_are_one_batch():
+    scenes = data.make_scenes(8, "train", seed=0)
+    bank = Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+    seen = Features(last=torch.arange(8.0).view(8, 1, 1))
+    draw = batches(bank, profiles.Schedule(1, batch=5, lr=1.0, pack=3), (0, 1), 0, seen, (1, 4, 16))
+    whole, shares = draw(7, Share()), [draw(7, Share(rank, 2)) for rank in (0, 1)]
+    assert whole.weight == 1 and sum(part.weight for part in shares) == pytest.approx(2)
+    assert len({part.inputs[2] for part in (whole, *shares)}) == 1  # one V, drawn on the host
+    assert isinstance(whole.inputs[2], int)
+    for rank, part in enumerate(shares):
+        for i, words in enumerate(part.inputs[0].ids):
+            assert bank_text(bank, words) == bank_text(bank, whole.inputs[0].ids[rank + 2 * i])
+        assert torch.equal(part.inputs[1].last, whole.inputs[1].last[rank::2])
+    with pytest.raises(vtc.InputError, match="too small for 6 processes"):
+        draw(7, Share(5, 6))
+
+
+def bank_text(bank, ids):
+    return [i for i in ids.tolist() if i != bank.pad_id]
+
+
+def test_two_processes_learn_as_one_does(tmp_path):
+    """Same global batch, another number of processes: the same loss at every step."""
+    script = tmp_path / "curve.py"
+    script.write_text(CURVE)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    curves = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.json"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        words = [sys.executable, *torchrun, str(script), str(processes), str(out)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append(json.loads(out.read_text()))
+    assert len(curves[0]) == 20 and curves[0][-1] < curves[0][0] - 0.5
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+CURVE = """
+import json, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from vtc import data
+from vtc.models.llm import make_llm, make_tokenizer
+from vtc.models.vlm import text_model
+from vtc.models.vlm import text_model
+from vtc.profiles import Schedule
+from vtc.shapes import LLMShape
+from vtc.training import loop
+from vtc.training.batches import Bank, batches
+from vtc.training.checkpoints import build_once
+
+loop.autocast = lambda kind: torch.autocast(kind, enabled=False)  # float32, so that the sums agree
+accelerator = Accelerator()
+assert accelerator.num_processes == int(sys.argv[1])
+tokenizer = make_tokenizer()
+scenes = data.make_scenes(8, "train", seed=0)
+words = [data.in_words(scenes, i) for i in range(8)]
+bank = Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, words)
+draw = batches(bank, Schedule(20, batch=5, lr=3e-3, pack=3), (0, 0))
+torch.manual_seed(accelerator.process_index)  # the first process's weights are everybody's
+llm = make_llm(LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True), len(tokenizer))
+model = text_model(llm, tokenizer)
+losses, out = [], Path(sys.argv[2])
+model.register_forward_hook(lambda module, given, loss: losses.append(loss.detach()))
+
+weights = []
+
+def batch(step, share):
+    made = draw(step, share)
+    weights.append(made.weight)
+    return made
+
+def make():
+    loop.fit(model, loop.Stage("text", 20, 3e-3, ("llm",), 100), batch, None)
+    return {"embed": model.llm.get_input_embeddings().weight.detach()}, {}
+
+build_once(out.with_suffix(".safetensors"), make)  # one file, made by all processes together
+mine = torch.stack(losses) * torch.tensor(weights)
+curve = accelerator.reduce(mine, "mean")
+if accelerator.is_main_process:
+    assert out.with_suffix(".safetensors").exists()
+    out.write_text(json.dumps(curve.tolist()))
+accelerator.end_training()
+"""
+
+
+def test_a_bf16_checkpoint_learns_in_float32_and_stays_bf16():
+    """At a rate of 2e-5 a bf16 weight near 1 would not move at all; its float32 master does, and adds up."""
+
+    class Line(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+            self.seen = []
+
+        def forward(self):
+            self.seen.append(self.w.dtype)
+            return self.w.sum()
+
+    model = Line()
+    stage = Stage("line", 400, 2e-5, ("w",), 1000, muon=False)
+    fit(model, stage, lambda step, share: Batch(()), None)
+    assert set(model.seen) == {torch.float32} and model.w.dtype == torch.bfloat16
+    assert (model.w < 1).all()  # 400 steps of half the rate on average: .004, one bf16 step below 1
+
+    stuck = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    adam = torch.optim.AdamW([stuck], lr=2e-5, weight_decay=0)
+    for _ in range(400):
+        stuck.grad = torch.ones_like(stuck)
+        adam.step()
+    assert (stuck == 1).all()
+
+
+def test_features_beyond_the_budget_are_computed_when_asked_for(smoke):
+    """The same numbers as kept ones, and nothing is written."""
+    kept = features.features(smoke, "test", selecting=True)
+    size = features.size_in_bytes(smoke, len(kept), selecting=True)
+    parts = (kept.levels, kept.attention, kept.keys)
+    assert size == sum(part.numel() * part.element_size() for part in parts)
+    tight = replace(smoke, feature_bytes=size - 1)
+    before = set(smoke.cache.iterdir())
+    demanded = features.features(tight, "test", selecting=True)
+    assert isinstance(demanded, features.OnDemand) and len(demanded) == len(kept)
+    rows = torch.tensor([3, 0, 7])
+    for name in ("last", "levels", "attention", "keys"):
+        ours, theirs = getattr(demanded[rows], name).float(), getattr(kept, name)[rows].float()
+        assert torch.allclose(ours, theirs, atol=0.05, rtol=0.02), name
+    assert set(smoke.cache.iterdir()) == before
+
+
+def test_the_paper_profile_is_llavas_recipe_and_fits_a_disk():
+    p = profiles.get("paper")
+    align, instruct = p.recipe.align, p.recipe.instruct
+    assert (align.batch, align.lr, align.steps) == (256, 1e-3, -(-558_128 // 256))
+    assert (instruct.batch, instruct.lr, instruct.steps) == (128, 2e-5, 665_298 // 128)
+    assert not p.recipe.muon and p.recipe.warmup == 0.03
+    assert all(p.recipe.lr(instruct, size.d) == 2e-5 for size in p.sizes)
+    whole = features.size_in_bytes(p, p.images_train)
+    assert whole > 2e12 and whole > p.feature_bytes  # 2.6 TB: computed, not kept
+    assert p.feature_bytes * 4 < 500 * profiles.GB
+
+
+def test_a_wider_llm_learns_more_slowly_on_a_gpu_too():
+    p = profiles.get("gpu")
+    rates = [p.recipe.lr(p.recipe.text, size.d) for size in p.sizes]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 2 * rates[-1]
+    assert p.g == 24 and max(p.V) == 576 and len(p.sizes) >= 7 and len(p.seeds) == 5
+    assert len({(size.layers, size.d // size.heads) for size in p.sizes}) == 1
+
+
+def test_a_torch_without_onednn_trains_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    device.bf16_is_fast.cache_clear()
+    try:
+        assert not device.bf16_is_fast("cpu") and not device.bf16_is_fast("mps")
+    finally:
+        device.bf16_is_fast.cache_clear()
+
+
+def test_the_next_batch_is_made_while_this_one_is_used():
+    """As on an accelerator: in order, one ahead, errors where the batch is due."""
+    made = []
+
+    def batch(step):
+        made.append(step)
+        if step == 3:
+            raise Killed
+        return Batch((torch.full((2,), step), Features(last=torch.zeros(1, 1, 1)), 4))
+
+    coming = device.prefetched(batch, range(5), torch.device("meta"))
+    for _ in range(3):
+        words, seen, V = next(coming).inputs
+        assert words.is_meta and seen.last.is_meta and V == 4
+    with pytest.raises(Killed):
+        next(coming)
+    assert made == [0, 1, 2, 3]

@@ -19,6 +19,8 @@ from vtc.models.runner import Runner
 from vtc.models.vlm import VLM
 from vtc.shapes import LLMShape
 from vtc.training import stages, tower
+from vtc.training.batches import Bank
+from vtc.training.device import Batch
 
 P = profiles.get("smoke")
 SIZE = LLMShape("test", d=32, layers=2, heads=2, d_ff=64, tied=True)
@@ -45,9 +47,9 @@ def talkative(compressor: str, V: int = 4, **options) -> VLM:
     return vlm
 
 
-def bank(n: int = 4) -> stages.Bank:
+def bank(n: int = 4) -> Bank:
     scenes = data.make_scenes(n, "train", seed=11)
-    return stages.Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+    return Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
 
 
 def answer_losses(vlm: VLM, packed, seen: Features) -> float:
@@ -93,7 +95,7 @@ def test_generate_says_what_training_would(compressor, V):
     said = vlm.generate(seen, asked, max_new_tokens=3)
     assert len(set(said)) > 1
     for i, (question, answer) in enumerate(zip(asked, said)):
-        alone = stages.Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
+        alone = Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
         packed = alone.pack([[0]], np.zeros(1, int))
         with torch.no_grad():
             best = vlm.logits(packed, seen[i : i + 1]).argmax(-1).tolist()
@@ -192,7 +194,8 @@ def test_gradient_reaches_what_trains_and_nothing_else():
     vlm, questions = model(), bank(2)
     stage = stages.Stage("align", 1, 1e-3, ("compressor", "projector"), 100)
     before = {n: p.clone() for n, p in vlm.named_parameters()}
-    stages.fit(vlm, stage, lambda step: (questions.pack([[0, 1], [12]], np.arange(2)), features(2)), None)
+    packed = questions.pack([[0, 1], [12]], np.arange(2))
+    stages.fit(vlm, stage, lambda step, share: Batch((packed, features(2))), None)
     moved = {n.split(".")[0] for n, p in vlm.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"compressor"}  # TokenPacker ends at the LLM's width: it has no projector
 
@@ -283,7 +286,7 @@ def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor
     again, asked, seen = VLM.from_pretrained(tmp_path / "saved"), ["describe ?", "read ?"], features(2)
     assert len(vlm.generate(seen, asked)) == len(again.generate(seen, asked)) == 2
     rows = [data.Question(0, "own", q, "3") for q in ("describe ?", "read the digits ?")]
-    packed = stages.Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
+    packed = Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
     assert answer_losses(again, packed, seen) == pytest.approx(answer_losses(vlm, packed, seen), abs=0.02)
 
 

@@ -11,29 +11,35 @@ from pathlib import Path
 from vtc import InputError
 from vtc.shapes import CLIP_L_336, LLMS, LLMShape, TowerShape
 
+GB = 10**9
 _ABOVE = Path(__file__).resolve().parent.parent
 CHECKOUT = _ABOVE if (_ABOVE / "notebooks").is_dir() else None  # the repository; None: installed alone
 ROOT = CHECKOUT or Path.cwd()  # where results, figures and runs lie
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How long, on how much at once and how fast one model learns in one stage."""
+
+    steps: int
+    batch: int  # images a step (scenes in words, where there is none), over all processes together
+    lr: float  # peak learning rate; Muon's matrices learn at three times as much (`vtc.training.optim`)
+    pack: int = 1  # questions in one sequence behind an image
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One data budget and schedule for every cell of the sweep (paper, section 3: as LLaVA's two stages)."""
 
-    batch: int  # images a step
-    pack: int  # questions packed in one sequence
-    text_steps: int  # LLM alone, on text: facts, sums, scenes told in words
-    align_steps: int  # captions; compressor and projector learn, the LLM is frozen
-    instruct_steps: int  # questions; the LLM learns too
-    text_lr: float = (
-        3e-3  # peak learning rates; three times as much for Muon's matrices (`vtc.training.loop`)
-    )
-    align_lr: float = 3e-3
-    instruct_lr: float = 2e-3
+    text: Schedule | None  # the LLM alone, on text: facts, sums, scenes told in words; None: LLMs are given
+    align: Schedule  # captions; compressor and projector learn, the LLM is frozen
+    instruct: Schedule  # questions; the LLM learns too
     # Width of the LLM for which these rates are meant; one d wide learns at sqrt(width / d) times them; None:
     # all at the same. After 1,600 steps of text LLM l has a loss of .24 at 3e-3 and of .11 at 1.2e-3, LLM xs
     # .28 at 3e-3 and .33 at 1.5e-3.
     width: int | None = None
+    warmup: float = 0.05  # share of a stage's steps in which the rate rises to its peak
+    muon: bool = True  # matrices learn by Muon, the rest by AdamW; False: AdamW for all
     checkpoint_every: int = 200  # steps between two checkpoints
     # Positions that an image's visual tokens take up at most, closer together where they are more (as in
     # V2PE, arXiv 2412.09616); None: one each. With 16, the cells of a scene told in words, 144 tokens stay
@@ -41,18 +47,9 @@ class Recipe:
     # read .85 -> .91 (LLM l).
     span: int | None = None
 
-    def lr(self, peak: float, d: int) -> float:
-        """A peak learning rate for an LLM d wide."""
-        return peak if self.width is None else peak * (self.width / d) ** 0.5
-
-
-@dataclass(frozen=True)
-class TowerRecipe:
-    """How the vision tower is pre-trained on dense cell labels; a checkpoint is not."""
-
-    steps: int
-    batch: int  # images a step
-    lr: float = 3e-3  # peak learning rate
+    def lr(self, stage: Schedule, d: int) -> float:
+        """The peak learning rate of a stage for an LLM d wide."""
+        return stage.lr if self.width is None else stage.lr * (self.width / d) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Profile:
     images_validation: int
     questions_validation: int  # questions a task, for choices
     tower: TowerShape
-    tower_recipe: TowerRecipe | None  # None: the tower is a checkpoint
+    tower_recipe: Schedule | None  # pre-training on dense cell labels; None: the tower is a checkpoint
     recipe: Recipe
     zoo: tuple[
         str, ...
@@ -79,6 +76,7 @@ class Profile:
     zoo_size: str  # LLM of notebook 05
     workers: int  # processes that measure cases side by side, one thread each
     draws: int  # bootstrap draws of an interval
+    feature_bytes: int  # of one split's features that may be kept; more are computed when asked for
     note: str  # what it needs and how long it takes
     recompute: bool = False  # True: recorded rows are not looked at
     data_version: str = "gridqa-1"  # of the questions and images: another word where `vtc.data` makes others
@@ -165,7 +163,7 @@ class Profile:
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note"),
-    *("recompute", "recorded", "run"),
+    *("recompute", "recorded", "run", "feature_bytes"),
 )
 
 
@@ -185,15 +183,20 @@ SMOKE = Profile(
     images_validation=32,
     questions_validation=8,
     tower=TowerShape(d=32, layers=2, heads=2, patch=4, levels=(1, 2), pixels=48),
-    tower_recipe=TowerRecipe(steps=10, batch=16),
+    tower_recipe=Schedule(steps=10, batch=16, lr=3e-3),
     recipe=Recipe(
-        batch=8, pack=4, text_steps=6, align_steps=4, instruct_steps=6, checkpoint_every=3, span=16
+        text=Schedule(steps=6, batch=8, lr=3e-3, pack=4),
+        align=Schedule(steps=4, batch=8, lr=3e-3, pack=2),
+        instruct=Schedule(steps=6, batch=8, lr=2e-3, pack=4),
+        checkpoint_every=3,
+        span=16,
     ),
     zoo=("rivals", "ablations", "nested"),
     zoo_V=(1, 16),
     zoo_size="xs",
     workers=2,
     draws=50,
+    feature_bytes=2 * GB,
     note="tiny everything, every code path; minutes, numbers mean nothing",
 )
 
@@ -209,15 +212,11 @@ LAPTOP = Profile(
     images_validation=512,
     questions_validation=120,
     tower=TowerShape(d=64, layers=4, heads=2, patch=4, levels=(1, 2, 3, 4), pixels=48),
-    tower_recipe=TowerRecipe(steps=2000, batch=16),
+    tower_recipe=Schedule(steps=2000, batch=16, lr=3e-3),
     recipe=Recipe(
-        batch=16,
-        pack=8,
-        text_steps=1600,
-        align_steps=300,
-        instruct_steps=800,
-        text_lr=1.8e-3,
-        instruct_lr=3e-3,
+        text=Schedule(steps=1600, batch=16, lr=1.8e-3, pack=8),
+        align=Schedule(steps=300, batch=16, lr=3e-3, pack=2),
+        instruct=Schedule(steps=800, batch=16, lr=3e-3, pack=8),
         width=64,
         span=16,
     ),
@@ -226,6 +225,7 @@ LAPTOP = Profile(
     zoo_size="m",
     workers=2,
     draws=2000,
+    feature_bytes=2 * GB,
     recorded="first-world",
     note="two cores, under 8 GB; an hour from nothing, minutes in replay",
 )
@@ -235,27 +235,30 @@ GPU = replace(
     name="gpu",
     recorded="",
     V=(0, 1, 4, 16, 36, 64, 144, 576),
-    sizes=LAPTOP.sizes + (_tiny("xl", 256, 6),),
-    seeds=(0, 1, 2),
+    sizes=tuple(
+        _tiny(name, d, 4)  # depth and head width (32) stay the same
+        for name, d in dict(xs=32, s=64, m=96, l=128, xl=192, xxl=256, xxxl=384).items()
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    recorded_seeds=(0, 1, 2, 3, 4),
     images_train=32768,
     images_test=4096,
     questions_test=1000,
     images_validation=1024,
     questions_validation=250,
     tower=replace(LAPTOP.tower, pixels=96),
-    tower_recipe=TowerRecipe(steps=4000, batch=256),
-    recipe=Recipe(
-        batch=128,
-        pack=8,
-        text_steps=4000,
-        align_steps=1000,
-        instruct_steps=4000,
+    tower_recipe=Schedule(steps=4000, batch=256, lr=3e-3),
+    recipe=replace(  # the rates and their rule for the width are the laptop's
+        LAPTOP.recipe,
+        text=replace(LAPTOP.recipe.text, steps=4000, batch=128),
+        align=replace(LAPTOP.recipe.align, steps=1000, batch=128),
+        instruct=replace(LAPTOP.recipe.instruct, steps=4000, batch=128),
         checkpoint_every=500,
-        span=16,
     ),
     zoo=("rivals", "ablations", "nested", "others"),
     zoo_V=(1, 4, 16, 36),
     workers=1,
+    feature_bytes=40 * GB,
     note="one data-centre GPU, 30 minutes a stage, resumable",
 )
 
@@ -274,7 +277,14 @@ PAPER = replace(
     images_train=558_128,
     tower=replace(CLIP_L_336, checkpoint="ViT-L-14-336"),
     tower_recipe=None,
-    recipe=Recipe(256, 1, 0, 2_180, 5_197, align_lr=1e-3, instruct_lr=2e-5, checkpoint_every=500),
+    recipe=Recipe(  # LLaVA-1.5's two stages, one epoch each, as the paper takes them (and QueCC's scripts)
+        text=None,
+        align=Schedule(steps=2_181, batch=256, lr=1e-3),  # 558,128 images
+        instruct=Schedule(steps=5_197, batch=128, lr=2e-5),  # mix-665k
+        warmup=0.03,
+        muon=False,
+        checkpoint_every=500,
+    ),
     zoo_size="7B",
     note="a cluster, through accelerate; LLaVA-558k then mix-665k",
 )

@@ -25,8 +25,11 @@ from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import tower
-from vtc.training.loop import BF16, make_optimizers
-from vtc.training.stages import Bank, Case, assemble, build
+from vtc.training.batches import Bank
+from vtc.training.device import bf16_is_fast
+from vtc.training.features import features
+from vtc.training.optim import make_optimizers
+from vtc.training.stages import Case, assemble, build
 
 SIDE = 2048  # of the square product that measures the peak
 
@@ -41,13 +44,13 @@ def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
     """Clock a cell's training step, ours and the plain one in turn -> questions/s, ratio, share of peak."""
     with _one_thread() as device:
         cell = Case(**case, seed=p.seeds[0])
-        bank, features = _bank(p), tower.features(p, "train")
-        packed, rows = bank.draw(p.recipe.batch, p.recipe.pack, np.random.default_rng(0))
+        bank, seen = _bank(p), features(p, "train")
+        packed, rows = bank.draw(p.recipe.instruct.batch, p.recipe.instruct.pack, np.random.default_rng(0))
         alone, whose = _unpacked(bank, p, rows)
         ours, plain = build(p, cell).to(device), _plainly(build(p, cell)).to(device)
-        low, muon = BF16 or device == "cuda", make_optimizers(dict(ours.named_parameters()), 1e-4)
+        low, muon = bf16_is_fast(device), make_optimizers(dict(ours.named_parameters()), 1e-4)
         adam = [torch.optim.AdamW(plain.parameters())]
-        seen, each = (features[torch.from_numpy(which)].to(device, torch.float32) for which in (rows, whose))
+        seen, each = (seen[torch.from_numpy(which)].to(device, torch.float32) for which in (rows, whose))
         square = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if low else torch.float32, device=device)
         calls = {
             "ours": _stepper(ours, muon, (packed.to(device), seen), low),
@@ -139,7 +142,9 @@ def _unpacked(bank: Bank, p: Profile, rows: np.ndarray) -> tuple:
     """As many questions about the same images, one a sequence."""
     rng = np.random.default_rng(0)
     picks = [
-        (int(i), int(j)) for i in rows for j in rng.choice(bank.of[int(i)], p.recipe.pack, replace=False)
+        (int(i), int(j))
+        for i in rows
+        for j in rng.choice(bank.of[int(i)], p.recipe.instruct.pack, replace=False)
     ]
     whose = np.array([i for i, _ in picks])
     return bank.pack([[j] for _, j in picks], whose), whose

@@ -7,8 +7,8 @@ import shutil
 
 from vtc import InputError, data, profiles
 from vtc.data import llava
-from vtc.training import tower
-from vtc.training.stages import Case, check, checkpoints, train, train_own
+from vtc.training import tower, user_data
+from vtc.training.stages import Case, check, checkpoints, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +42,14 @@ def main(args: argparse.Namespace) -> int:
     check(p, case)
     if args.check:
         return _check(args)
-    said = data.read_llava(args.data, args.images, args.bad_rows) if args.data else None
-    if said is None:
+    talks = data.read_llava(args.data, args.images, args.bad_rows) if args.data else None
+    if talks is None:
         model, notes = train(p, case)
         model.tower = tower.pretrained(p)
     else:
-        model, notes = train_own(p, case, said)
+        model, notes = user_data.train(p, case, talks)
     model.save_pretrained(args.out)
-    shutil.rmtree(checkpoints(p, case, said), ignore_errors=True)
+    shutil.rmtree(checkpoints(p, case, talks), ignore_errors=True)
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
           f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
     return 0

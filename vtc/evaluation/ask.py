@@ -14,8 +14,8 @@ from vtc.evaluation.scores import edit_similarity, errors, score
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.progress import bar
-from vtc.training import tower
-from vtc.training.loop import BF16
+from vtc.training import features, tower
+from vtc.training.device import autocast
 
 MAX_NEW_TOKENS = 9  # the longest answer: eight digits and the end
 
@@ -48,8 +48,7 @@ def answers(
 
     shuffled: a control; the compressor reads a question of another task, the LLM the one that is asked.
     """
-    on = model.device.type
-    features, said = tower.features(p, split, **model.compressor.of_tower), []
+    images, said = features.features(p, split, **model.compressor.of_tower), []
     order = sorted(
         range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
     )  # alike in length, less padding
@@ -57,8 +56,8 @@ def answers(
     for start in range(0, len(order), batch):
         part = [asked[i] for i in order[start : start + batch]]
         read = other[start : start + batch] if shuffled else None
-        seen = features[torch.tensor([q.image for q in part])].to(torch.float32)
-        with torch.autocast(on, torch.bfloat16, enabled=BF16 or on == "cuda"):
+        seen = images[torch.tensor([q.image for q in part])].to(torch.float32)
+        with autocast(model.device.type):
             said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS, read)
     back = np.empty(len(order), object)
     back[order] = said
@@ -82,9 +81,9 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "questions"):
         files, texts, right = zip(*talks[start : start + 32])
-        features = tower.of_files(model.eyes(), list(files), **model.compressor.of_tower)
+        seen = features.of_files(model.eyes(), list(files), **model.compressor.of_tower)
         longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
-        for answer, truth in zip(model.generate(features, list(texts), longest), right):
+        for answer, truth in zip(model.generate(seen, list(texts), longest), right):
             exact.append(answer == truth)
             similar.append(edit_similarity(answer, truth))
     return {

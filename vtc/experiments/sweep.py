@@ -21,8 +21,8 @@ from vtc.experiments import store
 from vtc.experiments.provenance import weights_hash
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
-from vtc.training import stages, tower
-from vtc.training.loop import BF16
+from vtc.training import features, stages, tower
+from vtc.training.device import bf16_is_fast
 
 LOOKED_AT = 4  # the most tokens whose attention maps are kept; more of them see little each
 
@@ -97,13 +97,14 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     wrong = scored(p, model, shuffled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
     shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)
+    on = model.device.type
     drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
     return {
         **{"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes},
         "scores": pack(scores),
         "shuffled": pack(wrong),
         "attention_map": attention_map(p, model) if drawn else "",
-        **{"device": machine.device_name(model.device.type), "dtype": "bf16" if BF16 else "float32"},
+        **{"device": machine.device_name(on), "dtype": "bf16" if bf16_is_fast(on) else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
     }
 
@@ -121,7 +122,7 @@ def _llm_hash(p: Profile, size: str, seed: int) -> str:
 def attention_map(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
     image, asked = example(p)
-    seen = tower.features(p, "test", **model.compressor.of_tower)[[image]]
+    seen = features.features(p, "test", **model.compressor.of_tower)[[image]]
     where = model.attention_map(seen.to(torch.float32), asked)
     return pack((where / where.amax(-1, keepdim=True)).flatten().tolist())
 

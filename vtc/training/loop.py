@@ -1,12 +1,15 @@
-"""One training loop for tower, LLM and compressor: precision and device by accelerate, and it resumes.
+"""One loop trains tower, LLM and compressor: any device, any number of processes, killed at any moment.
 
-Batches are made from the step's number, so a killed run goes on with the very batches it would have had.
+A batch follows from the number of its step, so a stage has no state but weights, optimiser and step: one that
+was killed goes on from its last checkpoint with the batches it would have had, and ends with the same weights
+bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +17,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from vtc.files import file_lock, replacing
 from vtc.progress import bar
-
-BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # where a CPU lacks it, bf16 is slower than float32
+from vtc.training import checkpoints
+from vtc.training.device import Batch, Share, autocast, prefetched
+from vtc.training.optim import make_optimizers
 
 
 @dataclass(frozen=True)
@@ -30,148 +32,81 @@ class Stage:
 
     name: str
     steps: int
-    lr: float  # peak, reached after a twentieth of the steps, then a cosine down to zero
-    trains: tuple[str, ...]  # names under the model whose parameters learn
-    checkpoint_every: int
+    lr: float  # peak learning rate
+    trains: tuple[str, ...]  # names under the model whose parameters learn; the others are frozen
+    checkpoint_every: int  # steps
+    warmup: float = 0.05  # share of the steps in which the rate rises from nothing to its peak
+    muon: bool = True  # see `make_optimizers`
 
-    def share(self, step: int) -> float:
-        """The learning rate at that step, as a share of the peak."""
-        warm = max(self.steps // 20, 1)
+    def share_of_peak(self, step: int) -> float:
+        """The learning rate at that step over its peak: up along a line, then down along a cosine to zero."""
+        warm = max(int(self.steps * self.warmup), 1)
         return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
 def fit(
-    model: nn.Module, stage: Stage, batch: Callable[[int], tuple], folder: Path | None
+    model: nn.Module, stage: Stage, batch: Callable[[int, Share], Batch], folder: Path | None
 ) -> dict[str, float]:
-    """Run a stage from its last checkpoint or the start; returns last loss, seconds and samples a second.
+    """Train a stage, from its last checkpoint in the folder if there is one.
 
-    `batch(step)` gives the model's arguments. A stage that was interrupted ends with the same weights as one
-    that was not: weights, optimiser and step are kept, and nothing else has a state.
+    batch(step, share): what this process computes of that step. Returns the mean loss of the last 20 steps
+    and the seconds that all steps took, those before an interruption included.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if BF16 or torch.cuda.is_available() else "no")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(stage.trains))
-    learns = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizers = make_optimizers(learns, stage.lr)
-    first = _resume(learns, optimizers, stage, folder)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    model.train()
-    began, losses = time.perf_counter(), []
-    for step in bar(range(first, stage.steps), stage.name):
-        loss = model(*(v.to(accelerator.device) if hasattr(v, "to") else v for v in batch(step)))
+    learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with _float32_masters(learns):
+        return _fit(model, learns, stage, batch, folder and folder / f"{stage.name}.safetensors")
+
+
+def _fit(
+    model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None
+) -> dict[str, float]:
+    # some steps may leave some weights out: without an image the compressor has no part
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    on, share = accelerator.device, Share(accelerator.process_index, accelerator.num_processes)
+    optimizers = make_optimizers(learns, stage.lr, stage.muon)
+    model.to(on).train()
+    first, before, recent = checkpoints.resume(file, learns, optimizers)
+    prepared, *optimizers = accelerator.prepare(model, *optimizers)
+    losses, began = deque(recent, maxlen=20), time.perf_counter()  # on the device: reading one would wait
+    steps = range(first, stage.steps)
+    coming = prefetched(lambda step: batch(step, share), steps, on)
+    for step, given in zip(bar(steps, stage.name), coming):
+        with autocast(on.type):
+            loss = prepared(*given.inputs) * given.weight
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(learns.values(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * stage.share(step)
+                group["lr"] = group["peak_lr"] * stage.share_of_peak(step)
             optimizer.step()
-        model.zero_grad()
+        prepared.zero_grad()
         losses.append(loss.detach())
-        if folder is not None and (step + 1) % stage.checkpoint_every == 0 and accelerator.is_main_process:
-            _keep(learns, optimizers, step + 1, stage, folder)
-    spent = time.perf_counter() - began
+        done = step + 1
+        if (
+            file
+            and (done % stage.checkpoint_every == 0 or done == stage.steps)
+            and accelerator.is_main_process
+        ):
+            seconds = before + time.perf_counter() - began
+            checkpoints.keep(file, learns, optimizers, done, seconds, list(losses))
+    loss = accelerator.reduce(torch.stack(list(losses)).mean(), "mean") if losses else math.nan
     accelerator.free_memory()
-    steps = max(stage.steps - first, 1)
-    return {
-        "loss": float(torch.stack(losses[-20:]).mean()) if losses else float("nan"),
-        "seconds": spent,
-        "steps": steps,
-    }
-
-
-def _keep(learns: dict, optimizers: list, step: int, stage: Stage, folder: Path) -> None:
-    """Write weights and optimiser state in one file, whole or not at all."""
-    state = {f"w.{n}": p.detach() for n, p in learns.items()}
-    for n, p in learns.items():
-        kept = next((o.state[p] for o in optimizers if p in o.state), {})
-        state |= {f"{k}.{n}": v for k, v in kept.items() if torch.is_tensor(v)}
-    save_whole(state, folder / f"{stage.name}.safetensors", {"step": str(step)})
-
-
-def save_whole(tensors: dict[str, torch.Tensor], file: Path, facts: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors so that the file is whole or not there."""
-    with replacing(file) as part:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=facts)
+    return {"loss": float(loss), "seconds": before + time.perf_counter() - began}
 
 
 @contextmanager
-def once(file: Path) -> Iterator[bool]:
-    """Whether the file is still to be made; of several processes that ask, one makes it, the others wait."""
-    if file.exists():
-        yield False
-        return
-    with file_lock(file):
-        yield not file.exists()
+def _float32_masters(learns: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Learn in float32 what is kept in less, and give it its own dtype back.
 
-
-def _resume(learns: dict, optimizers: list, stage: Stage, folder: Path | None) -> int:
-    """Put the stage's last checkpoint back, if there is one; returns the step to go on from."""
-    file = None if folder is None else folder / f"{stage.name}.safetensors"
-    if file is None or not file.exists():
-        return 0
-    with safe_open(file, "pt") as f:
-        step = int(f.metadata()["step"])
-    state = load_file(file)
-    with torch.no_grad():
-        for n, p in learns.items():
-            p.copy_(state[f"w.{n}"])
-            owner = next(o for o in optimizers if any(p is q for g in o.param_groups for q in g["params"]))
-            owner.state[p] = {
-                k.split(".")[0]: v.clone()
-                for k, v in state.items()
-                if k.split(".", 1)[1] == n and k[:2] != "w."
-            }
-    return step
-
-
-class Muon(torch.optim.Muon):
-    """torch's Muon, the same numbers bit by bit, with matrices of one shape turned into rotations together.
-
-    One by one, the 20 to 30 small matrices of a cell took a quarter of a training step (arXiv 2502.16982 for
-    the update and its size beside AdamW's).
+    A bf16 weight has eight bits: at a learning rate of 2e-5 nearly every update would round to nothing.
     """
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            learns = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in learns]
-            kept = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in learns]
-            torch._foreach_lerp_(kept, grads, 1 - group["momentum"])
-            moves = torch._foreach_lerp(grads, kept, group["momentum"])  # Nesterov's
-            torch._foreach_mul_(learns, 1 - group["lr"] * group["weight_decay"])
-            alike: dict[torch.Size, list] = {}
-            for p, move in zip(learns, moves):  # all of them wide
-                p, move = (p.T, move.T) if p.shape[0] > p.shape[1] else (p, move)
-                alike.setdefault(p.shape, []).append((p, move))
-            for (_, long), pairs in alike.items():
-                wide, moves = map(list, zip(*pairs))
-                turned = _rotations(torch.stack(moves).bfloat16(), group).float()
-                torch._foreach_add_(wide, turned.unbind(), alpha=-0.2 * long**0.5 * group["lr"])
-
-
-def _rotations(x: torch.Tensor, group: dict) -> torch.Tensor:
-    """Matrices (n, short, long) -> the rotations nearest to them, by Newton-Schulz steps of fifth order."""
-    a, b, c = group["ns_coefficients"]
-    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(group["eps"])
-    for _ in range(group["ns_steps"]):
-        gram = x @ x.mT  # (n, short, short)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def make_optimizers(learns: dict[str, nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside (its update is a rotation, scaled to AdamW's size), AdamW for the rest.
-
-    In one run of 1,000 steps the tower named .86 of unseen digits' patches with Muon, .30 with AdamW alone.
-    """
-    inside = [p for n, p in learns.items() if p.dim() == 2 and "embed" not in n and "lm_head" not in n]
-    held = {id(p) for p in inside}
-    rest = [p for p in learns.values() if id(p) not in held]
-    made = []
-    if inside:
-        group = [{"params": inside, "peak_lr": 3 * lr}]
-        made.append(Muon(group, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
-    if rest:
-        made.append(torch.optim.AdamW([{"params": rest, "peak_lr": lr}], betas=(0.9, 0.98), weight_decay=0.0))
-    return made
+    own = {name: p.dtype for name, p in learns.items()}
+    for p in learns.values():
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for name, p in learns.items():
+            p.data, p.grad = p.data.to(own[name]), None

@@ -1,8 +1,11 @@
 """An auxiliary loss for any compressor: its tokens should let all patches be guessed (ETC, arXiv 2606.00543).
 
-The decoder is dropped after training; `Guided` trains a model with it. Target `X * (1 - a + a S)` with S the
-min-max scaled interest in each patch; loss `sum_d [ 1/(2 sigma_d^2) sum_n (X - mu)^2 + s log sigma_d ]`, a
-Gaussian a channel, times a small weight.
+A small decoder guesses mu, the patches X (s, d), from the tokens; each channel is a Gaussian about its guess,
+
+    L_aux = w sum over d of [ 1 / (2 sigma_d^2) sum over s of (X' - mu)^2  +  s log sigma_d ],
+    X' = X (1 - a + a S),   S the interest in each patch, scaled to 0..1.
+
+It is added to the LLM's loss in training, and the decoder is left behind.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from torch import Tensor, nn
 from vtc.compressors.base import Compressor, Features, mlp2x, windows
 
 
-class Distil(nn.Module):
-    """`auxiliary_loss(tokens, features)` for a compressor; its parameters train along and are left behind.
+class AuxiliaryLoss(nn.Module):
+    """L_aux of a compressor's tokens; the decoder's parameters train along and are left behind.
 
     weight: of the loss; by default each patch's channel weighs as much beside the LLM's loss as in ETC, whose
     sum over 576 x 1024 of them is taken 1e-5 times. alpha: how much interest scales the target.
@@ -41,7 +44,7 @@ class Distil(nn.Module):
         tokens = tokens if tokens.shape[1] == self.n**2 else tokens.flatten(1).unsqueeze(1)
         return self.decode(F.gelu(self.spread(tokens)).unsqueeze(2) * self.place)
 
-    def auxiliary_loss(self, tokens: Tensor, features: Features, interest: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, features: Features, interest: Tensor | None = None) -> Tensor:
         """A scalar to add to the LLM's loss.
 
         tokens (b m, V, d_out), features of b images, interest (b, s) or None.
@@ -56,10 +59,8 @@ class Distil(nn.Module):
         patches = target.shape[1] * target.shape[2]
         return self.weight * (off * (-2 * self.log_sigma).exp() / 2 + patches * self.log_sigma).sum()
 
-    forward = auxiliary_loss
 
-
-class Guided(nn.Module):
+class WithAuxiliaryLoss(nn.Module):
     """A model in training whose compressor's tokens should also let the patches be guessed.
 
     It passes no interest, so ETC's weighting by S is left out in `quecc_distilled` and `lookup_distilled`.
@@ -67,11 +68,11 @@ class Guided(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.distil = model, Distil(model.compressor)
+        self.model, self.auxiliary = model, AuxiliaryLoss(model.compressor)
 
-    def forward(self, packed, features: Features, *drawn: Tensor) -> Tensor:
+    def forward(self, packed, features: Features, *drawn: int) -> Tensor:
         """The model's loss and the auxiliary one."""
         made: list[Tensor] = []
         with self.model.compressor.register_forward_hook(lambda module, given, tokens: made.append(tokens)):
             loss = self.model(packed, features, *drawn)
-        return loss + self.distil(made[-1], features)
+        return loss + self.auxiliary(made[-1], features)

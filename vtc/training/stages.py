@@ -1,6 +1,20 @@
-"""The three stages: the LLM reads text, the compressor is aligned, both are instructed.
+"""The three stages: the LLM reads text, the compressor is aligned with it, both are instructed.
 
-Every cell of the sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
+    stage       learns                              reads
+    text        LLM                                 facts, sums, and scenes told in words, with questions
+    align       compressor, projector               images, asked to describe them (captions)
+    instruct    compressor, projector and LLM       images, asked every kind of question
+
+The paper trains each (N, V) by LLaVA's two stages (section 3; arXiv 2304.08485): first only what stands
+between tower and LLM, so that its tokens become words which the LLM knows, then the LLM too. Its LLMs,
+Qwen1.5, come pre-trained; the text stage puts ours in that place. The tower is frozen throughout.
+
+All stages minimise the same loss, the mean over the answers A of a batch of the mean over an answer's tokens,
+
+    L = 1/|A| sum over a in A of  1/|a| sum over t of  -log p(a_t | image or scene in words, question, a_<t),
+
+so a long answer weighs as much as a short one; nothing is learnt of the questions themselves. Every cell of
+the sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
 """
 
 from __future__ import annotations
@@ -8,27 +22,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from vtc import InputError, compressors, data
 from vtc.compressors.base import Features
-from vtc.models.generate import check_questions
 from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
-from vtc.models.prompt import Packed, asked, pack
 from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.profiles import Profile
 from vtc.shapes import LLMShape
-from vtc.training import tower
-from vtc.training.loop import Stage, fit, once, save_whole
-from vtc.training.losses import Guided
+from vtc.training import features, tower
+from vtc.training.batches import Bank, batches
+from vtc.training.checkpoints import build_once, notes_of
+from vtc.training.loop import Stage, fit
+from vtc.training.losses import WithAuxiliaryLoss
+
+TEXT_SCENES = 8192  # at most as many scenes are told in words
+TEXT, ALIGN, INSTRUCT = range(3)  # with seed and step they fix what a batch holds
 
 
 @dataclass(frozen=True)
@@ -42,66 +57,7 @@ class Case:
     options: str = "{}"  # the compressor's own, as JSON
 
 
-class Bank:
-    """Questions with answers as token ids, grouped by the scene they are about."""
-
-    def __init__(
-        self, questions: list[data.Question], tokenizer, told: list[list[str]] | None = None
-    ) -> None:
-        end, self.pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        texts = list(
-            dict.fromkeys(t for q in questions for t in (q.text, q.answer))
-        )  # few differ; tokenise each once
-        ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
-        self.rows = [asked(ids[q.text], [*ids[q.answer], end]) for q in questions]
-        self.of = {}  # scene -> rows
-        for i, q in enumerate(questions):
-            self.of.setdefault(q.image, []).append(i)
-        self.anywhere = self.of.pop(-1, [])  # questions that need no scene
-        self.scenes = np.array(sorted(self.of))
-        self.told = None if told is None else _told(told, tokenizer)
-
-    def draw(
-        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
-    ) -> tuple[Packed, np.ndarray]:
-        """`batch` scenes, `pack` questions each, `free` about no scene -> Packed and the scenes' rows."""
-        scenes = rng.choice(self.scenes, batch)
-        chosen = []
-        for scene in scenes:
-            own = self.of[int(scene)]
-            picks = rng.choice(len(own), min(pack - free, len(own)), replace=False)
-            extra = rng.integers(0, len(self.anywhere), free) if free else ()
-            chosen.append([own[j] for j in picks] + [self.anywhere[j] for j in extra])
-        return self.pack(chosen, scenes), scenes
-
-    def pack(self, chosen: list[list[int]], scenes: np.ndarray) -> Packed:
-        """Rows of questions, one list a sequence -> Packed, padded to the longest."""
-        scene_text = None if self.told is None else self.told[scenes]
-        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad, scene_text)
-
-
-# --- the three stages ---------------------------------------------------------------------------------------
-
-_TEXT_SCENES = 8192
-
-
-def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
-    """What the LLM reads before it sees: scenes in words, questions about them, and facts about no scene."""
-    n = min(_TEXT_SCENES, p.images_train)
-    scenes = data.make_scenes(n, "train", seed)
-    asked = data.ask(scenes, tuple(data.MAKERS), "text", seed, each=2)
-    return Bank(asked + data.facts(), tokenizer, [data.in_words(scenes, i) for i in range(n)])
-
-
-def _told(scenes: list[list[str]], tokenizer) -> np.ndarray:
-    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words, padded."""
-    words = {w: tokenizer(w)["input_ids"] for scene in scenes for w in scene}
-    longest = max(map(len, words.values()))  # two with our own tokenizer
-    ids = np.full((len(scenes), max(map(len, scenes)), longest), tokenizer.pad_token_id)
-    for i, scene in enumerate(scenes):
-        for j, word in enumerate(scene):
-            ids[i, j, : len(words[word])] = words[word]
-    return ids
+# --- text: the LLM alone ------------------------------------------------------------------------------------
 
 
 def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
@@ -112,39 +68,37 @@ def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
     if size.checkpoint:
         return llm
     folder = p.cache / f"llm-{size.name}-{seed}"
-    done = folder / "llm.safetensors"
-    with once(done) as missing:
-        if missing:
-            save_whole(_read_text(p, llm, tokenizer, seed, folder), done)
-    llm.load_state_dict(load_file(done), strict=False)
+    file = folder / "llm.safetensors"
+    build_once(file, lambda: _read_text(p, llm, tokenizer, seed, folder))
+    llm.load_state_dict(load_file(file), strict=False)
     llm.tie_weights()
     return llm
 
 
-def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> dict[str, torch.Tensor]:
-    """The text stage -> the LLM's weights."""
-    r, bank = p.recipe, text_bank(p, tokenizer)
+def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> tuple[dict, dict]:
+    """The text stage -> the LLM's weights, and how its training went."""
+    r = p.recipe
+    free = max(r.text.pack // 4, 1)  # questions about no scene: facts
+    batch = batches(text_bank(p, tokenizer), r.text, (seed, TEXT), free)
+    lr = r.lr(r.text, llm.config.hidden_size)
+    stage = Stage("text", r.text.steps, lr, ("llm",), r.checkpoint_every, r.warmup, r.muon)
+    notes = fit(text_model(llm, tokenizer), stage, batch, folder)
+    return {k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, notes
 
-    def batch(step: int) -> tuple:
-        return (
-            bank.draw(r.batch, r.pack, np.random.default_rng([seed, 0, step]), free=max(r.pack // 4, 1))[0],
-        )
 
-    fit(
-        text_model(llm, tokenizer),
-        Stage("text", r.text_steps, r.lr(r.text_lr, llm.config.hidden_size), ("llm",), r.checkpoint_every),
-        batch,
-        folder,
-    )
-    return {k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}
+def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
+    """What the LLM reads before it sees: scenes in words, questions about them, and facts about no scene."""
+    n = min(TEXT_SCENES, p.images_train)
+    scenes = data.make_scenes(n, "train", seed)
+    asked = data.ask(scenes, tuple(data.MAKERS), "text", seed, each=2)
+    return Bank(asked + data.facts(), tokenizer, [data.in_words(scenes, i) for i in range(n)])
 
 
 def parts(p: Profile) -> list[dict]:
     """What is trained before the sweep, the longest first: the tower, then every LLM on text, once a seed."""
-    llms = [
-        {"part": "llm", "size": size.name, "seed": seed} for seed in p.seeds for size in reversed(p.sizes)
-    ]
-    return [{"part": "tower", "size": "tower", "seed": 0}, *llms]
+    sizes = [size.name for size in reversed(p.sizes) if not size.checkpoint]
+    llms = [{"part": "llm", "size": size, "seed": seed} for seed in p.seeds for size in sizes]
+    return llms if p.tower.checkpoint else [{"part": "tower", "size": "tower", "seed": 0}, *llms]
 
 
 def part(p: Profile, case: dict) -> dict[str, float]:
@@ -160,6 +114,91 @@ def part(p: Profile, case: dict) -> dict[str, float]:
     return {"N": size.N, "text_loss": float(np.mean(losses))}
 
 
+# --- align and instruct: the VLM ----------------------------------------------------------------------------
+
+
+def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
+    """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
+    if case.V and compressors.entry(case.compressor).nested:
+        return _train_nested(p, case)
+    return _train(p, case)
+
+
+def _train(p: Profile, case: Case, budgets: tuple[int, ...] = ()) -> tuple[VLM, dict[str, float]]:
+    model = build(p, case)
+    seen = features.features(p, "train", **model.compressor.of_tower)
+    scenes = tower.images_of(p, "train")
+    captions = data.ask(scenes, ("describe", "read"), "train", seed=4)
+    questions = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
+    banks = Bank(captions, model.tokenizer), Bank(questions, model.tokenizer)
+    return align_and_instruct(p, case, model, seen, *banks, checkpoints(p, case), budgets)
+
+
+def _train_nested(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
+    """As `train`, with weights that serve every V: trained by the first case that needs them, and kept."""
+    file = _folder(p, case) / "nested.safetensors"
+
+    def make() -> tuple[dict[str, Tensor], dict[str, float]]:
+        largest = replace(case, V=max(nested_budgets(p)))
+        model, notes = _train(p, largest, nested_budgets(p))
+        shutil.rmtree(checkpoints(p, largest), ignore_errors=True)
+        return {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}, notes
+
+    build_once(file, make)
+    model = build(p, case)
+    model.load_state_dict(load_file(file), strict=False)
+    model.llm.tie_weights()
+    return model.eval(), notes_of(file)
+
+
+def nested_budgets(p: Profile) -> tuple[int, ...]:
+    """The V that one training serves: those of the sweep that leave out three patches of four at least."""
+    return tuple(v for v in p.V if 0 < v <= p.s // 4)
+
+
+def align_and_instruct(
+    p: Profile,
+    case: Case,
+    model: VLM,
+    seen: Features | features.OnDemand,
+    captions: Bank,
+    questions: Bank,
+    folder: Path,
+    budgets: tuple[int, ...] = (),
+) -> tuple[VLM, dict[str, float]]:
+    """Both stages on images whose features are `seen`; checkpoints go to `folder`.
+
+    budgets: nested budgets, each step draws its V from these (as MQT does, arXiv 2405.19315; M3, arXiv
+    2405.17430, averages the loss over them, of which this is an unbiased draw).
+    """
+    r, d = p.recipe, model.llm.config.hidden_size
+    guided = case.V > 0 and compressors.entry(case.compressor).distilled
+    learner, root = (WithAuxiliaryLoss(model), "model.") if guided else (model, "")
+    between = (f"{root}compressor", f"{root}projector", "auxiliary")  # the last is there where guided
+    aligned = {"seconds": 0.0}
+    if case.V:  # without an image there is nothing to align
+        first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
+        batch = batches(captions, r.align, (case.seed, ALIGN), _free(captions), seen, budgets or first)
+        rate = r.lr(r.align, d)
+        stage = Stage("align", r.align.steps, rate, between, r.checkpoint_every, r.warmup, r.muon)
+        aligned = fit(learner, stage, batch, folder)
+    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), _free(questions), seen, budgets)
+    rate, learns = r.lr(r.instruct, d), (*between, f"{root}llm")
+    stage = Stage("instruct", r.instruct.steps, rate, learns, r.checkpoint_every, r.warmup, r.muon)
+    last = fit(learner, stage, batch, folder)
+    asked = r.instruct.batch * r.instruct.pack * r.instruct.steps
+    return model.eval(), {
+        "loss": last["loss"],
+        "train_seconds": aligned["seconds"] + last["seconds"],
+        "questions_per_s": asked / max(last["seconds"], 1e-9),
+    }
+
+
+def _free(bank: Bank) -> int:
+    """Questions about no image that go into every sequence, where there are such."""
+    return min(len(bank.anywhere), 1)
+
+
 def build(p: Profile, case: Case) -> VLM:
     """The model of that case before it has seen an image: text-trained LLM, new compressor and projector."""
     size = p.size(case.size)
@@ -167,6 +206,7 @@ def build(p: Profile, case: Case) -> VLM:
 
 
 def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
+    """That LLM with the case's compressor and a projector, both new."""
     torch.manual_seed(1000 + case.seed)
     config = VLMConfig(
         llm=llm.config.to_dict(), tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
@@ -175,115 +215,16 @@ def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
     return VLM(config, llm, tokenizer)
 
 
-def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
-    """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
-    if case.V and compressors.entry(case.compressor).nested:
-        return _train_once(p, case)
-    return _train(p, case)
+def checkpoints(p: Profile, case: Case, user_data: list[data.Conversation] | None = None) -> Path:
+    """Where the stages of a case keep their checkpoints until its row is written; each user data, its own."""
+    mark = hashlib.sha256(repr(user_data).encode()).hexdigest()[:8] if user_data else ""
+    return _folder(p, case, f"V{case.V}", mark)
 
 
-def _train_once(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
-    """As `train`, with weights that serve every V: trained by the first case that needs them, and kept."""
-    done = _folder(p, case) / "every-V.safetensors"
-    with once(done) as missing:
-        if missing:
-            first = replace(case, V=max(served(p)))
-            model, notes = _train(p, first, served(p))
-            weights = {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}
-            save_whole(weights, done, {k: repr(v) for k, v in notes.items()})
-            shutil.rmtree(checkpoints(p, first), ignore_errors=True)
-    model = build(p, case)
-    model.load_state_dict(load_file(done), strict=False)
-    model.llm.tie_weights()
-    with safe_open(done, "pt") as file:
-        return model.eval(), {k: float(v) for k, v in file.metadata().items()}
-
-
-def served(p: Profile) -> tuple[int, ...]:
-    """The V that one training serves: those of the sweep that leave out three patches of four at least."""
-    return tuple(v for v in p.V if 0 < v <= p.s // 4)
-
-
-def _train(p: Profile, case: Case, every: tuple[int, ...] = ()) -> tuple[VLM, dict[str, float]]:
-    """One training; `every`: V is drawn from these at each step."""
-    model = build(p, case)
-    features = tower.features(p, "train", **model.compressor.of_tower)
-    scenes = tower.images_of(p, "train")
-    described = data.ask(scenes, ("describe", "read"), "train", seed=4)
-    asked = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
-    banks = Bank(described, model.tokenizer), Bank(asked, model.tokenizer)
-    return teach(p, case, model, features, *banks, every)
-
-
-def teach(
-    p: Profile, case: Case, model: VLM, features: Features, described: Bank, asked: Bank, every=(), said=None
-) -> tuple[VLM, dict[str, float]]:
-    """Both stages on these features and questions: align (compressor, projector), then instruct (LLM too).
-
-    every: each step draws its V from these (MQT; M3 averages over them, of which this is an unbiased draw).
-    said: people's own data, see `checkpoints`.
-    """
-    r, folder, d = p.recipe, checkpoints(p, case, said), model.llm.config.hidden_size
-
-    def batches(bank: Bank, stage: int, pack: int, budgets: tuple[int, ...]) -> Callable[[int], tuple]:
-        def batch(step: int) -> tuple:
-            rng = np.random.default_rng([case.seed, stage, step])
-            packed, rows = bank.draw(r.batch, pack, rng, free=min(len(bank.anywhere), 1))
-            drawn = (int(rng.choice(budgets)),) if budgets else ()
-            return packed, features[torch.from_numpy(rows)].to(torch.float32), *drawn
-
-        return batch
-
-    guided = case.V > 0 and compressors.entry(case.compressor).distilled
-    learner, root = (Guided(model), "model.") if guided else (model, "")
-    sees = (f"{root}compressor", f"{root}projector", "distil")  # the last is there where guided
-    aligned = {"seconds": 0.0}
-    if case.V:  # without an image there is nothing to align
-        align = Stage("align", r.align_steps, r.lr(r.align_lr, d), sees, r.checkpoint_every)
-        drawn = every or ((model.compressor.aligns_at,) if model.compressor.aligns_at else ())
-        aligned = fit(learner, align, batches(described, 1, 2, drawn), folder)
-    both, lr = (*sees, f"{root}llm"), r.lr(r.instruct_lr, d)
-    instruct = Stage("instruct", r.instruct_steps, lr, both, r.checkpoint_every)
-    last = fit(learner, instruct, batches(asked, 2, r.pack, every), folder)
-    return model.eval(), {
-        "loss": last["loss"],
-        "train_seconds": last["seconds"] + aligned["seconds"],
-        "questions_per_s": r.batch * r.pack * last["steps"] / max(last["seconds"], 1e-9),
-    }
-
-
-def checkpoints(p: Profile, case: Case, said: list[data.Conversation] | None = None) -> Path:
-    """Where the stages of a case keep their checkpoints until its row is written; own data, their own."""
-    own = hashlib.sha256(repr(said).encode()).hexdigest()[:8] if said else ""
-    return _folder(p, case, f"V{case.V}", own)
-
-
-def _folder(p: Profile, case: Case, V: str = "", own: str = "") -> Path:
+def _folder(p: Profile, case: Case, V: str = "", mark: str = "") -> Path:
     options = "".join(c for c in case.options if c.isalnum())
-    words = case.compressor, case.size, V, str(case.seed), options, own
+    words = case.compressor, case.size, V, str(case.seed), options, mark
     return p.cache / "-".join(filter(None, words))
-
-
-def train_own(p: Profile, case: Case, said: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
-    """Align and instruct on people's own images and conversations (LLaVA's format), with the profile's tower.
-
-    A checkpoint's LLM brings its own tokenizer; otherwise the LLM is fresh and its words are those of the
-    data.
-    """
-    size, talks = p.size(case.size), [c for c in said if c.image is not None]
-    if not talks:
-        raise InputError('no entry has an image: expected at least one with the field "image"')
-    asked = [data.Question(i, "own", q, a) for i, c in enumerate(talks) for q, a in c.turns]
-    words = " ".join(f"{q.text} {q.answer}" for q in asked).split()
-    tokenizer = tokenizer_of(size, tuple(dict.fromkeys(words)))
-    torch.manual_seed(case.seed)
-    eyes = tower.pretrained(p)
-    model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
-    model.tower, bank = eyes, Bank(asked, tokenizer)
-    check_questions(model, [q.text for q in asked], [one.question for one in bank.rows])
-    features = tower.of_files(eyes, [c.image for c in talks], **model.compressor.of_tower)
-    every = served(p) if case.V and compressors.entry(case.compressor).nested else ()
-    return teach(p, case, model, features, bank, bank, every, said)
 
 
 def check(p: Profile, case: Case) -> None:
@@ -302,6 +243,6 @@ def check(p: Profile, case: Case) -> None:
             raise InputError(
                 f"{case.compressor} drops tokens at layer {first}: take an LLM of more than {layers}"
             )
-    elif case.V and compressors.entry(case.compressor).nested and case.V not in served(p):
-        there = ", ".join(map(str, served(p)))
+    elif case.V and compressors.entry(case.compressor).nested and case.V not in nested_budgets(p):
+        there = ", ".join(map(str, nested_budgets(p)))
         raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for 0 (no image), {there}")

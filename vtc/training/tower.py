@@ -1,27 +1,25 @@
-"""How the small tower learns to see, and what all the profile's images look like to it, made once and kept.
+"""How the small tower learns to see: what every patch shows. It is then frozen, as CLIP is in LLaVA.
 
-It learns what every patch shows (dense cell labels) and is then frozen, as CLIP is in LLaVA. A caption
-loss was near chance after five times as long.
+A caption loss was near chance after five times as long.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vtc import data
-from vtc.compressors.base import Features
 from vtc.models.tower import Tower, load_checkpoint
 from vtc.profiles import Profile
-from vtc.progress import bar
-from vtc.training.loop import BF16, Stage, fit, once, save_whole
+from vtc.training.checkpoints import build_once, notes_of
+from vtc.training.device import Batch, Share, device
+from vtc.training.loop import Stage, fit
 
 FORMS = 1 + len(data.SHAPES) + len(data.DIGITS)  # what a patch can show: nothing, a shape, a digit
 TINTS = 1 + len(data.COLORS)
@@ -32,11 +30,7 @@ def pretrained(p: Profile) -> Tower:
     if p.tower.checkpoint:
         return load_checkpoint(p.tower.checkpoint, p.tower.levels)
     file = p.cache / "tower.safetensors"
-    with once(file) as missing:
-        if missing:
-            tower, accuracy = pretrain(p)
-            facts = {name: f"{share:.4f}" for name, share in accuracy.items()}
-            save_whole(tower.state_dict(), file, facts)
+    build_once(file, lambda: pretrain(p))
     tower = Tower(p.tower)
     tower.load_state_dict(load_file(file))
     return tower.eval().requires_grad_(False)
@@ -45,8 +39,7 @@ def pretrained(p: Profile) -> Tower:
 def accuracy(p: Profile) -> dict[str, float]:
     """How well the frozen tower's features tell shapes, colours and unseen digits, measured when trained."""
     pretrained(p)
-    with safe_open(p.cache / "tower.safetensors", "pt") as file:
-        return {name: float(value) for name, value in file.metadata().items()}
+    return notes_of(p.cache / "tower.safetensors")
 
 
 class _Dense(nn.Module):
@@ -68,25 +61,25 @@ class _Dense(nn.Module):
         return sum(losses)
 
 
-def pretrain(p: Profile) -> tuple[Tower, dict[str, float]]:
-    """Train the small tower on dense labels of training images: the form and the colour each patch shows."""
+def pretrain(p: Profile) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Train the small tower on dense labels of training images -> its weights and its accuracy."""
     torch.manual_seed(0)
     model, recipe = _Dense(Tower(p.tower)), p.tower_recipe
     scenes = data.make_scenes(p.images_train, "train", seed=1)
     images = torch.from_numpy(data.render(scenes, "train", p.pixels))
     form, tint = map(torch.from_numpy, data.dense_labels(scenes, p.g))
 
-    def batch(step: int) -> tuple[Tensor, ...]:
-        rows = torch.from_numpy(np.random.default_rng(step).integers(0, len(scenes), recipe.batch))
-        return images[rows], form[rows], tint[rows]
+    def batch(step: int, share: Share) -> Batch:
+        rows = np.random.default_rng(step).integers(0, len(scenes), recipe.batch)[share.mine]
+        mine = torch.from_numpy(rows)
+        return Batch((images[mine], form[mine], tint[mine]), share.of * len(rows) / recipe.batch)
 
     stage = Stage("tower", recipe.steps, recipe.lr, ("tower", "head"), p.recipe.checkpoint_every)
-    with sdpa_kernel(
-        SDPBackend.MATH
-    ):  # on a CPU the fused attention's backward pass takes longer at these widths
+    # on a CPU the fused attention's backward pass takes longer at these widths
+    with sdpa_kernel(SDPBackend.MATH) if device().type == "cpu" else nullcontext():
         fit(model, stage, batch, p.cache / "tower")
     tower = model.tower.eval().requires_grad_(False)
-    return tower, _dense_accuracy(tower, model.head, p)
+    return tower.state_dict(), _dense_accuracy(tower, model.head, p)
 
 
 @torch.no_grad()
@@ -100,51 +93,6 @@ def _dense_accuracy(tower: Tower, head: nn.Module, p: Profile) -> dict[str, floa
     shape, digit = (form > 0) & (form <= len(data.SHAPES)), form > len(data.SHAPES)
     return {"shape": right[shape].float().mean().item(), "color": hue[shape].float().mean().item(),
             "digit": right[digit].float().mean().item()}  # fmt: skip
-
-
-def features(p: Profile, split: str, selecting: bool = False, side: int | None = None) -> Features:
-    """Features of all the profile's images of that split, made once, kept as bf16; see `Tower.forward`.
-
-    The files are mapped, not read, so several processes share one copy; `last` is a view into `levels`.
-    """
-    name = "features" if side is None else f"features-{side}"
-    levels = _kept(p, split, name, ("levels",), side)["levels"]  # (n, s, d_levels)
-    parts = ("attention", "keys", "cls") if p.tower.checkpoint else ("attention", "keys")
-    more = _kept(p, split, "selecting", parts) if selecting else {}
-    return Features(levels=levels, last=levels[..., -p.tower.d :], **more)
-
-
-def _kept(p: Profile, split: str, name: str, parts: tuple[str, ...], side=None) -> dict[str, Tensor]:
-    """Those parts of all images' features, from the cache, where they are put first if need be."""
-    file = p.cache / f"{name}-{split}.safetensors"
-    with once(file) as missing:
-        if missing:
-            save_whole(_over_images(pretrained(p), p, split, parts, side), file)
-    return load_file(file)
-
-
-@torch.no_grad()
-def _over_images(tower: Tower, p: Profile, split: str, parts: tuple[str, ...], side) -> dict[str, Tensor]:
-    """Those parts of the features of all images of that split, as bf16."""
-    scenes, chunk, found = images_of(p, split), 256, {part: [] for part in parts}
-    for start in bar(range(0, len(scenes), chunk), f"{split} features"):
-        rows = range(start, min(start + chunk, len(scenes)))
-        images = torch.from_numpy(data.render(scenes, split, p.pixels, rows))
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            seen = tower(images, "keys" in parts, side)
-        for part in parts:
-            found[part].append(getattr(seen, part).bfloat16())
-    return {part: torch.cat(pieces) for part, pieces in found.items()}
-
-
-@torch.no_grad()
-def of_files(tower: Tower, files: list[Path], selecting: bool = False, side: int | None = None) -> Features:
-    """Features of images on disk, each resized to the tower's square; InputError names one it cannot read."""
-    seen = []
-    for start in bar(range(0, len(files), 64), "features"):
-        images = np.stack([data.load_image(f, tower.pixels) for f in files[start : start + 64]])
-        seen.append(tower(torch.from_numpy(images), selecting, side))
-    return Features.cat(seen)
 
 
 def images_of(p: Profile, split: str) -> data.Scenes:

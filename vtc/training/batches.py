@@ -1,0 +1,98 @@
+"""What a batch is: questions with their answers, several packed in one sequence behind one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from vtc import InputError, data
+from vtc.models.prompt import Packed, asked, pack
+from vtc.profiles import Schedule
+from vtc.training.device import Batch, Share
+
+
+class Bank:
+    """Questions with answers as token ids, grouped by the scene (or image) they are about.
+
+    scene_text: the scenes told in words, for the stage in which the LLM has no image yet.
+    """
+
+    def __init__(
+        self, questions: list[data.Question], tokenizer, scene_text: list[list[str]] | None = None
+    ) -> None:
+        end, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        # few texts differ: tokenise each once
+        texts = list(dict.fromkeys(text for q in questions for text in (q.text, q.answer)))
+        ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
+        self.rows = [asked(ids[q.text], [*ids[q.answer], end]) for q in questions]
+        self.of: dict[int, list[int]] = {}  # scene -> its questions' rows
+        for row, q in enumerate(questions):
+            self.of.setdefault(q.image, []).append(row)
+        self.anywhere = self.of.pop(-1, [])  # questions that need no scene
+        self.scenes = np.array(sorted(self.of))
+        self.scene_text = None if scene_text is None else _in_ids(scene_text, tokenizer)
+
+    def choose(
+        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
+    ) -> tuple[list[list[int]], np.ndarray]:
+        """`batch` scenes, and `pack` questions (rows) for each, of which `free` are about no scene."""
+        scenes, chosen = rng.choice(self.scenes, batch), []
+        for scene in scenes:
+            about = self.of[int(scene)]
+            picks = rng.choice(len(about), min(pack - free, len(about)), replace=False)
+            extra = rng.integers(0, len(self.anywhere), free) if free else ()
+            chosen.append([about[j] for j in picks] + [self.anywhere[j] for j in extra])
+        return chosen, scenes
+
+    def pack(self, chosen: list[list[int]], scenes: np.ndarray) -> Packed:
+        """Rows of questions, one list a sequence -> Packed, padded to the longest."""
+        scene_text = None if self.scene_text is None else self.scene_text[scenes]
+        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad_id, scene_text)
+
+    def draw(
+        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
+    ) -> tuple[Packed, np.ndarray]:
+        """What `choose` chose, packed, and the scenes."""
+        chosen, scenes = self.choose(batch, pack, rng, free)
+        return self.pack(chosen, scenes), scenes
+
+
+def batches(
+    bank: Bank,
+    schedule: Schedule,
+    key: tuple[int, int],
+    free: int = 0,
+    features=None,
+    budgets: tuple[int, ...] = (),
+) -> Callable[[int, Share], Batch]:
+    """The batches of a stage by step and share: questions, the features of their images, and V.
+
+    key: the seed and the stage's number; with the step they fix what is drawn, so that the shares of all
+    processes together are one process's batch. budgets: each step draws its V from these.
+    """
+
+    def batch(step: int, share: Share) -> Batch:
+        rng = np.random.default_rng([*key, step])
+        chosen, scenes = bank.choose(schedule.batch, schedule.pack, rng, free)
+        drawn = (int(rng.choice(budgets)),) if budgets else ()  # on the host, where shapes are made
+        mine, all_answers = chosen[share.mine], sum(map(len, chosen))
+        if not mine:
+            raise InputError(f"a batch of {schedule.batch} is too small for {share.of} processes")
+        packed = bank.pack(mine, scenes[share.mine])
+        image = () if features is None else (features[torch.from_numpy(scenes[share.mine])],)
+        return Batch((packed, *image, *drawn), share.of * sum(map(len, mine)) / all_answers)
+
+    return batch
+
+
+def _in_ids(scenes: list[list[str]], tokenizer) -> np.ndarray:
+    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words, padded."""
+    words = {word: tokenizer(word)["input_ids"] for scene in scenes for word in scene}
+    longest = max(map(len, words.values()))  # two with our own tokenizer
+    ids = np.full((len(scenes), max(map(len, scenes)), longest), tokenizer.pad_token_id)
+    for i, scene in enumerate(scenes):
+        for j, word in enumerate(scene):
+            ids[i, j, : len(words[word])] = words[word]
+    return ids

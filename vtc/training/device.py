@@ -1,0 +1,82 @@
+"""Where training runs, in which precision, and how its batches get there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+
+import torch
+from accelerate import PartialState
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every step's batch that this process computes: sequences rank, rank + of, ..."""
+
+    rank: int = 0
+    of: int = 1  # processes
+
+    @property
+    def mine(self) -> slice:
+        return slice(self.rank, None, self.of)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process computes of one step."""
+
+    inputs: tuple  # the model's arguments
+    # Answers here over those of an average process. Gradients are averaged over processes; with this weight
+    # that is the gradient of the mean over all answers, as one process would have it.
+    weight: float = 1.0
+
+
+def device() -> torch.device:
+    """Where this process computes: its accelerator if there is one, else the CPU."""
+    return PartialState().device
+
+
+@cache
+def bf16_is_fast(kind: str) -> bool:
+    """Whether that kind of device multiplies bf16 faster than float32; of CPUs only some do."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build of torch
+    return kind == "cpu" and torch.backends.mkldnn.is_available() and ask is not None and bool(ask())
+
+
+def autocast(kind: str) -> torch.autocast:
+    """Matrix products in bf16 where the device is fast at it; everything else stays float32."""
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16_is_fast(kind))
+
+
+def prefetched(batch: Callable[[int], Batch], steps: range, on: torch.device) -> Iterator[Batch]:
+    """The batches of these steps, on the device.
+
+    An accelerator works on one while a thread makes and sends the next. On a CPU both would need the same
+    cores, and the thread would only hold up the computation.
+    """
+    if on.type == "cpu":
+        yield from map(batch, steps)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(lambda step: _sent(batch(step), on), step) for step in steps[:1]]
+        for step in steps:
+            ready = coming.pop().result()
+            if step + 1 in steps:
+                coming.append(thread.submit(lambda step: _sent(batch(step), on), step + 1))
+            yield ready
+
+
+def _sent(value: object, on: torch.device):
+    """Every tensor in a batch on the device, in its own dtype; the copy does not wait for the device."""
+    if isinstance(value, torch.Tensor):
+        pinned = value.pin_memory() if value.device.type == "cpu" and on.type == "cuda" else value
+        return pinned.to(on, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_sent(part, on) for part in value)
+    if is_dataclass(value):
+        return type(value)(**{f.name: _sent(getattr(value, f.name), on) for f in fields(value)})
+    return value
