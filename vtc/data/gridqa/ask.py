@@ -35,7 +35,7 @@ def in_words(scenes: Scenes, rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Questions:
     """n questions with their answers, in columns."""
 
     scene: np.ndarray  # (n,)
@@ -63,7 +63,7 @@ def ask(
     split: str,
     rng: np.random.Generator,
     mix: tuple[float, ...] = (3, 3, 1, 1),
-) -> Asked:
+) -> Questions:
     """One question about each of the scenes `rows` (n,), of the tasks in proportion to `mix`.
 
     Every mark of a scene is asked for as often as any other; of the facts about it those that `split` may
@@ -71,23 +71,40 @@ def ask(
     """
     n = len(rows)
     task = rng.choice(len(TASKS), n, p=np.array(mix) / np.sum(mix))
+    mark = (rng.random(n) * scenes.marks[rows]).astype(int)
+    subject = scenes.land[rows] * len(words.DIGITS) + scenes.digit[rows, mark]
+    known = facts.draw_about(subject, split, rng)
+    place = np.where(scenes.marks[rows, None] > 1, scenes.place[rows, mark], NONE)  # one mark needs no place
+    return _in_rows(facts, rows, task, mark, place, known)
+
+
+def about(facts: Facts, fact: np.ndarray, rng: np.random.Generator) -> tuple[Questions, int, np.ndarray]:
+    """Facts (n,) as text teaches them -> n questions, n, and scenes of one mark in words (n, 1, 4)."""
+    n, subject = len(fact), fact // facts.config.entities
+    land, digit = np.divmod(subject, len(words.DIGITS))
+    place = rng.integers(0, len(words.X), (n, 2))
+    told = [
+        number(g, w) for g, w in zip((words.X, words.Y, words.DIGITS, words.LANDS), (*place.T, digit, land))
+    ]
+    each, zero = np.arange(n), np.zeros(n, int)
+    return _in_rows(facts, each, zero + 1, zero, np.full((n, 2), NONE), fact), n, np.stack(told, -1)[:, None]
+
+
+def _in_rows(facts: Facts, scene, task, mark, place: np.ndarray, known: np.ndarray) -> Questions:
+    """Columns (n,), places in question (n, 2) and the fact about each mark (n,) -> questions in words."""
+    n = len(scene)
     read, fact, chain, ground = (task == k for k in range(len(TASKS)))
     knows = fact | chain
-    mark = (rng.random(n) * scenes.marks[rows]).astype(int)
-    land, digit = scenes.land[rows], scenes.digit[rows, mark]
-    known = facts.draw_about(land * len(words.DIGITS) + digit, split, rng)
-    value = facts.value(known)
-
+    value, (land, digit) = facts.value(known), np.divmod(known // facts.config.entities, len(words.DIGITS))
     question, answer = np.full((n, 5), NONE), np.full((n, 4), NONE)
-    place = np.stack([number(g, w) for g, w in zip((words.X, words.Y), scenes.place[rows, mark].T)], -1)
-    question[:, :2] = np.where(scenes.marks[rows, None] > 1, place, NONE)  # one mark needs no place
+    at = np.stack([number(words.X, place[:, 0]), number(words.Y, place[:, 1])], -1)
+    question[:, :2] = np.where(place == NONE, NONE, at)
     question[:, 2] = np.where(knows, number(words.ENTITIES, known % facts.config.entities), AT["read"])
     question[chain, 3] = AT["whence"]
     question[ground, :3] = NONE, NONE, AT["land"]
     question[:, 4] = AT["?"]
-
     answer[:, 0] = np.where(ground, number(words.LANDS, land), number(words.DIGITS, digit))
     answer[knows, 1] = number(words.QUALITIES, value[knows, 0])
     answer[knows, 2] = number(words.THINGS, value[knows, 1])
     answer[chain, 3] = number(words.LANDS, facts.home(value[chain]))
-    return Asked(rows, task, mark, np.where(knows, facts.rank(known), -1), question, answer)
+    return Questions(scene, task, mark, np.where(knows, facts.rank(known), NONE), question, answer)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from vtc.data.gridqa import words
-from vtc.data.gridqa.ask import AT, NONE, Asked, number
+from vtc.data.gridqa.ask import AT, NONE, Questions, number
 from vtc.data.gridqa.world import Scenes
 
 PANEL = ("count", "compare", "right")
 _COUNTS = np.array([AT[str(n)] for n in range(13)])
 
 
-def ask_binding(scenes: Scenes, rows: np.ndarray, rng: np.random.Generator) -> Asked:
+def ask_binding(scenes: Scenes, rows: np.ndarray, rng: np.random.Generator) -> Questions:
     """One question about each of the scenes `rows` (n,), its task an index into PANEL.
 
     "count 7 ?" asks how many marks are a 7, "more 3 than 5 ?" which of two digits is there more often, "x3 y5
@@ -48,4 +48,4 @@ def ask_binding(scenes: Scenes, rows: np.ndarray, rng: np.random.Generator) -> A
     more = counts[each, first] > counts[each, second]
     answer[compare, 0] = np.where(more, AT["yes"], AT["no"])[compare]
     answer[right, 0] = number(words.DIGITS, digit[each[right], mark[right] + 1])
-    return Asked(rows, task, mark, np.full(n, -1), question, answer)
+    return Questions(rows, task, mark, np.full(n, -1), question, answer)

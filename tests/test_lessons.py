@@ -1,0 +1,117 @@
+"""What the second world teaches: batches, the loss of a model taught by its own LLM, and that both learn."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vtc.compressors.base import Features
+from vtc.data.gridqa.facts import Facts
+from vtc.data.gridqa.words import WORDS
+from vtc.data.gridqa.world import WorldConfig, make_scenes
+from vtc.models.llm import make_llm, make_tokenizer
+from vtc.models.vlm import VLM, VLMConfig, text_model
+from vtc.shapes import LLMShape, TowerShape
+from vtc.training.lessons import Distilled, ImageLessons, Reader, TextLessons, seen_logits
+from vtc.training.loop import Stage, fit
+
+TOKENIZER = make_tokenizer(WORDS)
+READER = Reader(TOKENIZER)
+SMALL = WorldConfig(lands=2, entities=4, offset=1.0)
+TOWER = TowerShape(d=16, layers=1, heads=1, patch=8, levels=(1,), pixels=96)
+
+
+@pytest.fixture(scope="module")
+def told() -> VLM:
+    torch.manual_seed(0)
+    return text_model(make_llm(LLMShape("tiny", 1, 32, 64, 2, tied=True), len(TOKENIZER)), TOKENIZER).eval()
+
+
+@pytest.fixture(scope="module")
+def lessons() -> ImageLessons:
+    scenes = make_scenes(SMALL, 12, "train", 0)
+    features = torch.randn(12, 144, 16, generator=torch.Generator().manual_seed(0))
+    return ImageLessons(
+        scenes, Facts(SMALL), READER, Features(last=features, levels=features), 0, 4, 3, {0: 1, 1: 1, 4: 1}
+    )
+
+
+def seeing(told: VLM) -> VLM:
+    config = VLMConfig(
+        llm=told.llm.config.to_dict(),
+        tower=asdict(TOWER),
+        grid=12,
+        compressor="tokenpacker",
+        tokens=4,
+        span=16,
+    )
+    return VLM(config, copy.deepcopy(told.llm), TOKENIZER)
+
+
+def test_lessons_are_the_same_for_the_same_step(lessons: ImageLessons) -> None:
+    for step in (0, 5):
+        one, two = lessons.batch(step), lessons.batch(step)
+        assert torch.equal(one[0].ids, two[0].ids) and one[2] == two[2]
+    assert not torch.equal(lessons.batch(0)[0].scene_text, lessons.batch(5)[0].scene_text)
+    assert {lessons.batch(step)[2] for step in range(40)} == {0, 1, 4}
+
+
+def test_text_has_facts_and_scenes_in_turn() -> None:
+    scenes, facts = make_scenes(SMALL, 20, "train", 0), Facts(SMALL)
+    text = TextLessons(scenes, facts, READER, 0, facts_a_step=6, scenes_a_step=3, questions=2)
+    (about_scenes,), (about_facts,) = text.batch(0), text.batch(1)
+    assert about_scenes.lengths.shape == (3, 2) and about_facts.lengths.shape == (6, 1)
+    land, digit = about_facts.scene_text[:, 0, 3], about_facts.scene_text[:, 0, 2]
+    for i, row in enumerate(about_facts.ids):
+        entity, mark, said, *value, end = TOKENIZER.convert_ids_to_tokens(row)
+        assert (mark, end) == ("?", "<end>") and said == TOKENIZER.convert_ids_to_tokens([digit[i]])[0]
+        at = WORDS.index(TOKENIZER.convert_ids_to_tokens([land[i]])[0]) * 10 + int(said)
+        known = facts.value(np.array([at * 4 + WORDS.index(entity) - WORDS.index("ant")]))[0]
+        assert value == [WORDS[WORDS.index("big") + known[0]], WORDS[WORDS.index("apple") + known[1]]]
+
+
+def test_the_loss_of_a_model_that_is_told_is_cross_entropy_alone(
+    told: VLM, lessons: ImageLessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the image says what the words say, nothing is left of the first part of the loss."""
+    packed, features, _ = lessons.batch(0)
+    monkeypatch.setattr("vtc.training.lessons.seen_logits", lambda model, p, f, V: told.logits(p))
+    weight, right = packed.weight.flatten()[packed.answers], packed.ids.flatten()[packed.answers]
+    expected = (F.cross_entropy(told.logits(packed), right, reduction="none") * weight).sum() / weight.sum()
+    for share in (0.0, 0.5):
+        loss = Distilled(seeing(told), told, share)(packed, features, 4)
+        assert loss.item() == pytest.approx(share * expected.item(), abs=1e-5)
+
+
+def test_without_an_image_nothing_tells_the_scene(told: VLM, lessons: ImageLessons) -> None:
+    packed, features, _ = lessons.batch(0)
+    other = replace(packed, scene_text=packed.scene_text.flip(0))
+    model = seeing(told)
+    blind, also_blind = (seen_logits(model, p, features, 0) for p in (packed, other))
+    assert torch.equal(blind, also_blind)
+    one, four = (seen_logits(model, packed, features, V) for V in (1, 4))
+    assert not torch.allclose(one, blind) and not torch.allclose(one, four)
+    changed = features.map(lambda part: part.flip(0))
+    assert not torch.allclose(seen_logits(model, packed, changed, 4), four)
+
+
+def test_both_stages_learn_and_the_teacher_does_not_change(told: VLM, lessons: ImageLessons) -> None:
+    scenes, facts = make_scenes(SMALL, 50, "train", 0), Facts(SMALL)
+    text = TextLessons(scenes, facts, READER, 0, facts_a_step=32, scenes_a_step=8, questions=4)
+    model = copy.deepcopy(told)
+    before = np.mean([model(*text.batch(step)).item() for step in range(4)])
+    fit(model, Stage("text", 60, 1e-2, ("llm",), 100), text.batch, None)
+    after = np.mean([model(*text.batch(step)).item() for step in range(4)])
+    assert after < 0.6 * before
+
+    teacher = {name: weight.clone() for name, weight in model.state_dict().items()}
+    learner = Distilled(seeing(model), model)
+    losses = [learner(*lessons.batch(step)).item() for step in range(6)]
+    fit(learner, Stage("instruct", 40, 3e-3, ("model.compressor", "model.llm"), 100), lessons.batch, None)
+    assert np.mean([learner(*lessons.batch(step)).item() for step in range(6)]) < 0.9 * np.mean(losses)
+    assert all(torch.equal(teacher[name], weight) for name, weight in model.state_dict().items())

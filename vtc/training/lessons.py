@@ -1,0 +1,123 @@
+"""What the second world teaches, batch by batch: facts and scenes in words, then the same scenes as images.
+
+Batches are made from the step's number, as `vtc.training.loop` wants them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from vtc.compressors.base import Features
+from vtc.data.gridqa.ask import NONE, Questions, about, ask, in_words
+from vtc.data.gridqa.facts import Facts
+from vtc.data.gridqa.words import WORDS
+from vtc.data.gridqa.world import Scenes
+from vtc.models.prompt import Packed, asked, pack
+from vtc.models.vlm import VLM
+
+# Weights of the tasks read, fact, chain, land. Text has its facts from lessons of their own.
+TEXT_MIX, IMAGE_MIX = (4, 1, 1, 1), (3, 3, 1, 1)
+
+
+class Reader:
+    """Questions and scenes as rows of word numbers -> what the LLM reads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.ids = np.array([*tokenizer.convert_tokens_to_ids(list(WORDS)), tokenizer.pad_token_id])
+        self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    def packed(self, questions: Questions, rows: int, told: np.ndarray) -> Packed:
+        """Questions (rows * m) in `rows` packed rows, m each, behind their scenes in words (rows, p, 4)."""
+        each = [
+            asked(self.ids[q[q != NONE]], [*self.ids[a[a != NONE]], self.end])
+            for q, a in zip(questions.question, questions.answer)
+        ]
+        m = len(each) // rows
+        packs = [each[i * m : (i + 1) * m] for i in range(rows)]
+        return pack(packs, self.pad, self.ids[told])  # NONE, -1, is the last of `ids`
+
+
+@dataclass(frozen=True)
+class TextLessons:
+    """The text stage: a batch of facts and one of scenes told in words, in turn."""
+
+    scenes: Scenes
+    facts: Facts
+    reader: Reader
+    seed: int
+    facts_a_step: int  # each about a scene of one mark
+    scenes_a_step: int
+    questions: int  # about each of those scenes
+
+    def batch(self, step: int) -> tuple[Packed]:
+        rng = np.random.default_rng([self.seed, 0, step])
+        if step % 2:
+            fact = self.facts.draw(self.facts_a_step, "text", rng)
+            return (self.reader.packed(*about(self.facts, fact, rng)),)
+        rows = rng.integers(0, len(self.scenes), self.scenes_a_step)
+        asked = ask(self.scenes, np.repeat(rows, self.questions), self.facts, "text", rng, TEXT_MIX)
+        return (self.reader.packed(asked, len(rows), in_words(self.scenes, rows)),)
+
+
+@dataclass(frozen=True)
+class ImageLessons:
+    """The instruct stage: images, questions about them, and how many visual tokens this step has."""
+
+    scenes: Scenes
+    facts: Facts
+    reader: Reader
+    features: Features
+    seed: int
+    images: int  # a step
+    questions: int  # about each
+    budgets: dict[int, float]  # V -> how often, cheap ones oftener (nested budgets); 0: no image
+
+    def batch(self, step: int) -> tuple[Packed, Features, int]:
+        rng = np.random.default_rng([self.seed, 2, step])
+        rows = rng.integers(0, len(self.scenes), self.images)
+        share = np.array(list(self.budgets.values()))
+        V = int(rng.choice(list(self.budgets), p=share / share.sum()))
+        asked = ask(self.scenes, np.repeat(rows, self.questions), self.facts, "train", rng, IMAGE_MIX)
+        packed = self.reader.packed(asked, len(rows), in_words(self.scenes, rows))
+        return packed, self.features[torch.from_numpy(rows)].to(torch.float32), V
+
+
+class Distilled(nn.Module):
+    """A VLM that should answer about an image as its own LLM, before it saw images, does when told the scene.
+
+    The loss is KL(told || seen) plus `share` times the cross-entropy of the right answers; without an image
+    the latter alone.
+    """
+
+    def __init__(self, model: VLM, teacher: VLM, share: float = 0.5) -> None:
+        super().__init__()
+        self.model, self.share = model, share
+        self.teacher = [teacher.requires_grad_(False).eval()]  # in a list: no part of what learns
+
+    def forward(self, packed: Packed, features: Features, V: int) -> Tensor:
+        packed, features = packed.to(self.model.device), self.model.here(features)
+        weight, right = (x.flatten()[packed.answers] for x in (packed.weight, packed.ids))
+        seen = seen_logits(self.model, packed, features, V)
+        loss = self.share * F.cross_entropy(seen, right, reduction="none")  # (answer tokens,)
+        if V:
+            with torch.no_grad():
+                told = self.teacher[0].logits(packed).log_softmax(-1)
+            loss = loss + F.kl_div(seen.log_softmax(-1), told, reduction="none", log_target=True).sum(-1)
+        return (loss * weight).sum() / weight.sum()
+
+
+def seen_logits(model: VLM, packed: Packed, features: Features, V: int) -> Tensor:
+    """Logits of answer tokens with V visual tokens in place of the scene in words; V = 0: with neither."""
+    if not V:
+        return model.logits(
+            replace(
+                packed, scene_text=torch.full_like(packed.scene_text[:, :1], model.tokenizer.pad_token_id)
+            )
+        )
+    return model.at(V).logits(replace(packed, scene_text=None), features)
