@@ -75,15 +75,16 @@ def cases(p: Profile) -> list[dict]:
 
 def prompts(p: Profile) -> list[dict]:
     """The least V and the most, under short and long texts (Q) and answers (G): what is left of the gain?"""
-    if p.name == "smoke":
-        quick = {"tower": "smoke", "budget_s": 0.1}
-        return [case("smoke:xs", (1, p.s), Q=Q, G=G, **quick) for Q, G in ((50, 4), (200, 4), (50, 16))]
-    llm, base = {
-        "laptop": ("qwen1.5-0.5b", {"budget_s": 1}),
-        "gpu": ("vicuna-7b", {"budget_s": 2, "on": "cuda"}),
-    }.get(p.name, ("", {}))
-    asked = ((10, 8), (50, 8), (200, 8), (600, 8), (50, 2), (50, 64)) if llm else ()
-    return [case(llm, (1, 576), ("tokenpacker",), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
+    asked = ((10, 8), (50, 8), (200, 8), (600, 8), (50, 2), (50, 64))
+    known = {
+        "smoke": ("smoke:xs", p.s, ((50, 4), (200, 4), (50, 16)), {"tower": "smoke", "budget_s": 0.1}),
+        "laptop": ("qwen1.5-0.5b", 576, asked, {"budget_s": 1}),
+        "gpu": ("vicuna-7b", 576, asked, {"budget_s": 2, "on": "cuda"}),
+    }
+    if p.name not in known:
+        return []
+    llm, V, asked, base = known[p.name]
+    return [case(llm, (1, V), ("tokenpacker",), Q=Q, q=min(Q, 20), G=G, **base) for Q, G in asked]
 
 
 def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import cost
-from vtc.benchmark.clock import summary
+from vtc.benchmark.clock import ratio, summary
 
 
 def ok(clock: pd.DataFrame) -> pd.DataFrame:
@@ -50,9 +50,12 @@ def with_tower(rows: pd.DataFrame) -> pd.DataFrame:
 TOWER = ["device", "dtype", "batch", "tower"]  # what a tower's time depends on
 
 
+def _samples(cell: str | list) -> list[float]:
+    return json.loads(cell) if isinstance(cell, str) else cell
+
+
 def _pooled(group: pd.DataFrame) -> dict:
-    samples = [json.loads(text) if isinstance(text, str) else text for text in group["samples_ms"]]
-    return summary(np.concatenate(samples))
+    return summary(np.concatenate([_samples(cell) for cell in group["samples_ms"]]))
 
 
 CONFIGURATION = ["llm", "tokens", "Q", "q", "batch", "compressor", "question", "tower", "dtype", "on"]
@@ -78,17 +81,24 @@ def repeatability(clock: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_baseline(clock: pd.DataFrame) -> pd.DataFrame:
-    """Ours beside transformers' generate, same weights, same process; `speedup` > 1: ours is faster."""
-    wide = ok(clock).pivot_table(
-        index=["llm", "dtype", "batch", "tokens", "repeat"], columns="stage", values="median_ms"
-    )
-    wide = wide.dropna(subset=["baseline one token"]) if "baseline one token" in wide else wide.iloc[:0]
-    parts = []
-    for what in ("one token", "all tokens"):
-        pair = wide[[f"ours {what}", f"baseline {what}"]].set_axis(["ours_ms", "baseline_ms"], axis=1)
-        parts.append(pair.reset_index().assign(what=what))
-    out = pd.concat(parts, ignore_index=True)
-    return out.assign(speedup=out["baseline_ms"] / out["ours_ms"])
+    """`VLM.generate` beside transformers' generate, same weights, in turn; `speedup` > 1: ours is faster.
+
+    The speed-up is the median over the turns of both, `low` and `high` its 95 % interval.
+    """
+    same, out = ["llm", "dtype", "batch", "compressor", "Q", "G", "tokens", "repeat"], []
+    rows = ok(clock)
+    rows = rows[rows["stage"].str.startswith(("ours ", "baseline "))]
+    for key, group in rows.groupby(same):
+        at = group.set_index("stage")
+        for what in ("one token", "all tokens"):
+            ours, theirs = at.loc[f"ours {what}"], at.loc[f"baseline {what}"]
+            found = ratio(_samples(theirs["samples_ms"]), _samples(ours["samples_ms"]))
+            ms = {"ours_ms": ours["median_ms"], "baseline_ms": theirs["median_ms"]}
+            out.append(dict(zip(same, key)) | {"what": what} | ms | dict(zip(TURNS, found.values())))
+    return pd.DataFrame(out, columns=[*same, "what", "ours_ms", "baseline_ms", *TURNS])
+
+
+TURNS = ("speedup", "low", "high")
 
 
 def of_one_run(clock: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import argparse
 import pandas as pd
 
 from vtc import InputError, cost, profiles
-from vtc.benchmark import STEM, case, check, has_cuda, measure, of_one_run, ok, throughput
+from vtc.benchmark import STEM, against_baseline, case, check, has_cuda, measure, of_one_run, ok, throughput
 from vtc.experiments import store
 from vtc.experiments.clock import CASES
 
@@ -68,6 +68,9 @@ def main(args: argparse.Namespace) -> int:
     if len(ok(clock)):
         print("\nfrom pixels to the last token, a batch at a time:")
         _print(throughput(clock))
+    if len(beside := against_baseline(clock)):
+        print("\nVLM.generate beside transformers' generate, in turn; above 1 it is faster:")
+        _print(beside)
     if args.csv:
         clock.to_csv(args.csv, index=False)
     print("raw samples: " + ", ".join(str(store.folder(stem, p)) for stem in wanted))
