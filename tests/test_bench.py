@@ -139,6 +139,7 @@ def test_the_stages_clocked_are_the_parts_of_generate(name):
     words = bench.tokenizer.batch_decode(said[:, 0], skip_special_tokens=True)
     assert words == calls[16, name, "ours all tokens"]() and len(words[0].split()) == c["G"]
     assert calls[16, name, "baseline all tokens"]() == words
+    assert bench.llm.config._attn_implementation == "sdpa"  # the baseline keeps transformers' defaults
 
 
 def test_reading_the_clock(clock):

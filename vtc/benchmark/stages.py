@@ -145,7 +145,11 @@ class Bench:
     def model(self, V: int, name: str) -> VLM:
         """The model that answers with V tokens of that compressor."""
         config = VLMConfig(
-            llm=self.llm.config, tower=asdict(self.eyes), grid=self.eyes.g, compressor=name, tokens=V
+            llm=self.llm.config.to_dict(),
+            tower=asdict(self.eyes),
+            grid=self.eyes.g,
+            compressor=name,
+            tokens=V,
         )
         model = VLM(config, self.llm, self.tokenizer, self.tower).eval().requires_grad_(False)
         for part in (model.compressor, model.projector):
