@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vtc.compressors.zoo.prune import Kept, PruMerge, complement
 from vtc.compressors.zoo.tome import Matching, match, similarity
 
 
@@ -19,6 +20,21 @@ def class_attention(q: Tensor, k: Tensor) -> Tensor:
     """PruMerge: last layer's maps, class token first, (b, 1+s, d) each -> (b, 1, s): one head, class cut."""
     scores = q[:, :1] @ k.transpose(1, 2) * q.shape[-1] ** -0.5
     return scores.softmax(-1)[:, :, 1:]
+
+
+class FixedShare(PruMerge):
+    """PruMerge's fixed variant: a share of the patches is kept; with `plus` a patch may be kept twice."""
+
+    def __init__(self, *, ratio: float, **options):
+        super().__init__(adaptive=True, **options)
+        self.ratio = ratio
+
+    def choose(self, attention: Tensor) -> Kept:
+        s, step = attention.shape[1], int(1 / self.ratio)
+        top = attention.argsort(dim=-1, descending=True, stable=True)[:, : int(s * self.ratio)]
+        if self.plus:
+            top = torch.cat([top, torch.arange(step // 2, s - 1, step).expand(len(top), -1)], 1)
+        return Kept(top, complement(top, s))
 
 
 class Protected(Matching):

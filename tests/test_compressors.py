@@ -689,7 +689,6 @@ def test_a_compressor_is_one_file_and_one_line(tmp_path, monkeypatch):
         (lambda: build("tokenpacker", tokens=4, grid=6, d=20, d_levels=20, d_llm=24), "8 heads .* width 20"),
         (lambda: make("quecc", 4, heads=0), "0 heads do not divide"),
         (lambda: make("quecc", 4, kernel=2, stride=1), "kernel=2, stride=1 do not give V = 4"),
-        (lambda: make("prumerge", 4, ratio=1.5), "ratio .* got 1.5"),
         (lambda: make("glances", 4, glances=0), "glances must be at least 1"),
         (lambda: make("glances", 4, source="tea leaves"), "llm_last, prompt_prefix, embeddings"),
         (lambda: make("quecc_light", 4)(features(), torch.randn(3, LLM)), r"question of shape \(3, \*, 24\)"),

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from released import TowerAttention, class_attention, given_tokens, match_protected, schedule, unmerge
+from released import (
+    FixedShare,
+    TowerAttention,
+    class_attention,
+    given_tokens,
+    match_protected,
+    schedule,
+    unmerge,
+)
 
 from vtc.compressors import build
 from vtc.compressors.base import Features, pick
@@ -117,9 +125,11 @@ def llavamini(config, inputs, weights, stored):
 def prumerge(config, inputs, weights, stored):
     attention = class_attention(inputs["q"], inputs["k"])
     features = Features(inputs["hidden"][:, 1:], attention=attention, keys=inputs["k"][:, 1:].unsqueeze(2))
-    ratio = None if config["adaptive"] else float(Fraction(config["reduction_ratio"]))
-    module = build("prumerge", tokens=config["patches"], grid=grid_of(config["patches"]), d=config["width"],
-                   plus=config["plus"], adaptive=config["adaptive"], ratio=ratio)  # fmt: skip
+    shape = {"tokens": config["patches"], "grid": grid_of(config["patches"]), "d": config["width"]}
+    if config["adaptive"]:
+        module = build("prumerge", plus=config["plus"], adaptive=True, **shape)
+    else:
+        module = FixedShare(plus=config["plus"], ratio=float(Fraction(config["reduction_ratio"])), **shape)
     tokens, mask = module.with_mask(features)
     choice = module.choose(attention.mean(1))
     return {

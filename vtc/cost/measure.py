@@ -1,16 +1,18 @@
 """What every compressor multiplies and moves, counted by running it without numbers (torch's meta device).
 
-`python -m vtc.cost.measure` (`make costs`) writes compressors.json, which serves all readers without torch;
-`vtc.cost.compressors` calls `measured` for what is not in it. A call with b images and m questions each
-takes `fixed + b * (image + m * question)` operations, so three calls tell the three apart; weights are in
-`fixed` alone. In the LLM's width D each count is a polynomial of degree two at most: three widths give its
-coefficients, a fourth checks them.
+`python -m vtc.cost.measure [NAME ...]` (`make costs`: all names, some minutes) writes compressors.json, which
+serves all readers without torch; `vtc.cost.compressors` calls `measured` for what is not in it.
+
+A call with b images and m questions each takes `fixed + b * (image + m * question)` operations: three calls
+tell the three apart. In the LLM's width D each count is a polynomial of degree two at most: three widths give
+its coefficients, a fourth checks them.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vtc import InputError, compressors, files, profiles
 from vtc.compressors.base import Compressor, Features
-from vtc.cost.table import FILE, LEAST_WIDTH, Count, line
+from vtc.cost.table import FILE, LEAST_WIDTH, Count, line, lines
 from vtc.progress import bar
 from vtc.shapes import CLIP_L_336, TowerShape
 
@@ -193,12 +195,12 @@ def measure(names: list[str], towers: list[TowerShape]) -> dict[str, dict]:
     return found
 
 
-def main() -> None:
-    """Write the table anew."""
-    found = measure(compressors.names(), towers())
+def main(names: list[str]) -> None:
+    """Write the table anew, or the lines of these compressors alone; the others stay as they are."""
+    found = (lines() if names else {}) | measure(names or compressors.names(), towers())
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))
     files.write(FILE, f"{{\n{rows}\n}}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

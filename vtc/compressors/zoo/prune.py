@@ -30,12 +30,6 @@ def outlier_share(attention: Tensor) -> Tensor:
     return above.sum(-1).double() / attention.shape[-1]
 
 
-def spaced(s: int, ratio: float, adaptive: bool) -> Tensor:
-    """PruMerge+'s evenly spaced patches for a share `ratio`, as released: never the last patch."""
-    step = int(1 / ratio)
-    return torch.arange(0, s - 1, int(step / 3)) if adaptive else torch.arange(step // 2, s - 1, step)
-
-
 class Kept(NamedTuple):
     """Patches kept, in output order, and the rest, rising: (b, n) and (b, s - n)."""
 
@@ -72,10 +66,9 @@ def fold(
 class PruMerge(Compressor):
     """V - 1 patches by falling class attention, neighbours folded in, and one token for the rest.
 
-    plus: half of the kept are evenly spaced ones. ratio: keep this share, as the release's fixed variant
-    does (its doubles included), V is then a cap. adaptive: the share of outliers of each image decides (the
-    release pools the batch); what is missing to V is padding, see `with_mask`. normalise: weighted means in
-    place of the release's sums.
+    plus: half of the kept are evenly spaced ones. adaptive: the share of outliers of each image decides how
+    many are kept (the release pools the batch); V is then a cap, and what is missing to V is padding, see
+    `with_mask`. normalise: weighted means in place of the release's sums.
 
     Inside the VLM it reads the attention and keys of the layer of `last`, averaged over heads (keys side by
     side): an approximation to the release, which reads its last layer as one wide head. The tower trained
@@ -85,29 +78,24 @@ class PruMerge(Compressor):
     needs_attention = True
     needs_keys = True
 
-    def __init__(self, *, plus=False, adaptive=False, ratio: float | None = None, normalise=False, **shape):
+    def __init__(self, *, plus: bool = False, adaptive: bool = False, normalise: bool = False, **shape):
         super().__init__(**shape)
-        if ratio is not None and not 0 <= ratio <= 1:
-            raise InputError(f"{self.name}: ratio is a share of the patches, 0 to 1, got {ratio}")
-        self.plus, self.adaptive, self.ratio, self.normalise = plus, adaptive, ratio, normalise
-        self.exact_count = not adaptive and ratio is None
+        self.plus, self.normalise = plus, normalise
+        self.exact_count = not adaptive
 
     def choose(self, attention: Tensor) -> Kept:
         """Class attention (b, s) -> which patches stay; with `adaptive`, b = 1."""
         s = attention.shape[1]
         ranked = attention.argsort(dim=-1, descending=True, stable=True)
         if self.exact_count:
-            top = ranked[:, : self.tokens - 1]
-            if self.plus:
-                top = self.half_spaced(ranked, self.tokens - 1)
+            n = self.tokens - 1
+            top = self.half_spaced(ranked, n) if self.plus else ranked[:, :n]
             return Kept(top, complement(top, s))
-        ratio = float(outlier_share(attention)[0]) if self.adaptive else float(self.ratio)
-        top = ranked[:, : int(s * ratio)]
-        if self.plus and ratio > 0:
-            extra = spaced(s, ratio, self.adaptive).to(top).expand(len(top), -1)
-            if self.adaptive:
-                extra = extra[~torch.isin(extra, top)].view(1, -1)
-            top = torch.cat([top, extra], 1)
+        share = float(outlier_share(attention)[0])
+        top = ranked[:, : int(s * share)]
+        if self.plus and share > 0:  # as released: three times as dense, never the last patch
+            extra = torch.arange(0, s - 1, int(int(1 / share) / 3), device=top.device)
+            top = torch.cat([top, extra[~torch.isin(extra, top)].view(1, -1)], 1)
         return Kept(top, complement(top, s))
 
     @staticmethod
@@ -127,16 +115,13 @@ class PruMerge(Compressor):
 
     def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check(features, question)
-        images = [features[i : i + 1] for i in range(len(features))] if self.adaptive else [features]
         tokens = features.last.new_zeros(len(features), self.tokens, self.d)
         mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        for i, image in enumerate(images):
-            at = slice(i, i + 1) if self.adaptive else slice(None)
-            found = self.one(image)
-            if found.shape[1] > self.tokens:  # keep the strongest and the token of the rest
-                found = torch.cat([found[:, : self.tokens - 1], found[:, -1:]], 1)
-            tokens[at, : found.shape[1]] = found.to(tokens.dtype)
-            mask[at, : found.shape[1]] = True
+        for i in range(len(features)):
+            found = self.one(features[i : i + 1])[0].to(tokens.dtype)
+            if len(found) > self.tokens:  # keep the strongest and the token of the rest
+                found = torch.cat([found[: self.tokens - 1], found[-1:]])
+            tokens[i, : len(found)], mask[i, : len(found)] = found, True
         return tokens, mask
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
