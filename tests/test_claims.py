@@ -10,7 +10,7 @@ import pytest
 
 from vtc import profiles, scaling
 from vtc.experiments import claims, evidence, report, store
-from vtc.experiments.claims import AGREES, DISAGREES, OPEN, REPLICATED, Claim, Observation, verdict
+from vtc.experiments.claims import AGREES, DISAGREES, OPEN, Claim, Observation, verdict
 
 P = profiles.get("laptop")
 
@@ -23,12 +23,12 @@ def recorded() -> pd.DataFrame:
 
 def order(low, high, sign=1, denial=0.0, **more) -> Claim:
     value = (low + high) / 2
-    return Claim("x", "x", "Figure 1", REPLICATED, value, low, high, denial=denial, sign=sign, **more)
+    return Claim("x", "replicated", "x", value, low, high, denial=denial, sign=sign, **more)
 
 
 def number(low, high, paper, denial: float | None = 0.0, **more) -> Claim:
     value = (low + high) / 2
-    return Claim("x", "x", "Figure 1", REPLICATED, value, low, high, denial=denial, paper=paper, **more)
+    return Claim("x", "replicated", "x", value, low, high, denial=denial, paper=paper, **more)
 
 
 def random_claims(n: int = 400):
@@ -83,9 +83,9 @@ def test_an_interval_without_ends_is_open_and_one_without_numbers_too():
 
 
 def test_a_claim_must_say_what_would_deny_it():
-    with pytest.raises(ValueError, match="denies"):
-        Claim("x", "x", "", REPLICATED, 1.0, 0.0, 2.0)
-    with pytest.raises(ValueError, match="low above high"):
+    with pytest.raises(ValueError, match="deny"):
+        Claim("x", "replicated", "x", 1.0, 0.0, 2.0)
+    with pytest.raises(ValueError, match="above high"):
         order(2.0, 1.0)
 
 
@@ -151,6 +151,15 @@ def test_what_nobody_claimed_is_only_observed(recorded):
     assert (table["means"] != "").all() and table.index.is_unique
     for id in table.index[table["evidence"] == claims.NOT_TESTABLE]:
         assert table.loc[id, "verdict"].startswith("no verdict: needs ")
+
+
+def test_all_that_is_said_has_its_number(recorded):
+    """Every line of said.csv is used, and of a known kind; pairs have ids of their own."""
+    lines = evidence._lines()
+    assert {line["evidence"] for line in lines.values()} <= set(claims.EVIDENCE)
+    plain = {id for id in recorded["id"] if not id.startswith("pair-")}
+    assert set(lines) == plain | {"pair-claim", "pair-seen"}
+    assert (recorded.loc[recorded["where"] == "", "kind"] == "observation").all()
 
 
 def test_names_say_what_differs(recorded):

@@ -10,25 +10,24 @@ A *claim* is something that the paper says, quoted, with a number from here and 
                     open        if it holds both
 
 A number from a bad fit gets no verdict. An *observation* is a number that nobody made a claim about; it has
-no verdict either. What is claimed, and from which rows the numbers come, is in `vtc.experiments.evidence`.
+no verdict either. What is claimed stands in `vtc/said.csv`; `vtc.experiments.evidence` finds the numbers.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from vtc.evaluation.compare import holm
 
-RECOMPUTED, REPLICATED, CLOCKED = "recomputed", "replicated", "clocked"
 NOT_TESTABLE = "not testable here"
 EVIDENCE = {  # in the order of every table
-    RECOMPUTED: "The paper's own published points, fitted anew",
-    REPLICATED: "Models trained here",
-    CLOCKED: "Measured with a clock",
+    "recomputed": "The paper's own published points, fitted anew",
+    "replicated": "Models trained here",
+    "clocked": "Measured with a clock",
     NOT_TESTABLE: "Not testable here",
 }
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "open"
@@ -39,32 +38,22 @@ class Observation:
     """A number that nobody made a claim about: it is shown with its interval and never judged."""
 
     id: str
-    says: str  # what was measured
     evidence: str  # one of `EVIDENCE`
-    value: float
-    low: float = math.nan  # 95 % interval, where there is one
+    says: str  # what was measured
+    value: float = math.nan
+    low: float = math.nan  # 95 % interval, infinite where the data set no end
     high: float = math.nan
     means: str = ""  # one plain sentence for readers
     main: bool = False  # whether the README shows it
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Something that the paper says, and the evidence about it."""
+class Claim(Observation):
+    """Something that the paper says, in its words or by its table, and the evidence about it."""
 
-    id: str
-    says: str  # the paper's words or table, in brief
-    where: str  # in the paper
-    evidence: str  # one of `EVIDENCE`
-    value: float = math.nan
-    low: float = -math.inf  # 95 % interval, infinite where the data set no end
-    high: float = math.inf
-    denial: float | None = (
-        None  # the value that would deny it: 0 for an exponent or difference, 1 for a ratio
-    )
-    sign: int = (
-        0  # of a claim of order: +1 the value lies above the denial, -1 below it; 0: a claim of a number
-    )
+    where: str = ""  # in the paper
+    sign: int = 0  # of a claim of order: +1 the value is above the denial, -1 below; 0: a claim of a number
+    denial: float | None = None  # what would deny it: 0 for an exponent or a difference, 1 for a ratio
     paper: float | None = None  # the number that a claim of a number states
     fault: str = ""  # why the fit behind the number is bad, see `vtc.scaling.Fit.fault`
     question: str = ""  # the family of tests that Holm's correction holds together
@@ -72,21 +61,15 @@ class Claim:
     tests: int = 1  # tests of that question
     p_holm: float | None = None  # after Holm's correction for them
     needs: str = ""  # what a test would take, where none is possible here
-    if_so: str = ""  # what it means for a reader if it agrees, and
+    if_so: str = ""  # what it means if it agrees, and
     if_not: str = ""  # if it disagrees; one plain sentence each
-    main: bool = False  # whether the README shows it
 
     def __post_init__(self) -> None:
-        if self.evidence not in EVIDENCE or self.sign not in (-1, 0, 1) or self.low > self.high:
-            raise ValueError(
-                f"claim {self.id}: evidence {self.evidence!r}, sign {self.sign}, low above high?"
-            )
-        if self.evidence != NOT_TESTABLE and (
-            self.paper is self.denial is None or self.sign and self.denial is None
-        ):
-            raise ValueError(
-                f"claim {self.id}: state the paper's number, or a sign and the value that denies it"
-            )
+        if self.low > self.high:
+            raise ValueError(f"claim {self.id}: its interval has low {self.low} above high {self.high}")
+        lacking = self.denial if self.sign else self.paper
+        if lacking is None and self.evidence != NOT_TESTABLE:
+            raise ValueError(f"claim {self.id}: give the paper's number, or a sign and what would deny it")
 
 
 def verdict(claim: Claim) -> str:
@@ -124,7 +107,7 @@ def corrected(claims: list[Claim]) -> list[Claim]:
     A claim that brings its own p_holm (of a table with more tests than claims) keeps it.
     """
     out = list(claims)
-    for question in {c.question for c in claims if c.question}:
+    for question in {c.question for c in claims}:
         at = [i for i, c in enumerate(claims) if c.question == question and c.p_holm is None]
         known = [i for i in at if claims[i].p is not None]
         adjusted = dict(zip(known, holm(np.array([claims[i].p for i in known])).tolist()))
@@ -133,25 +116,25 @@ def corrected(claims: list[Claim]) -> list[Claim]:
     return out
 
 
+COLUMNS = (
+    *("id", "kind", "evidence", "says", "where", "test", "paper", "value", "low", "high", "question"),
+    *("tests", "p_holm", "fault", "verdict", "means", "main"),
+)
+
+
 def table(said: list[Claim | Observation]) -> pd.DataFrame:
     """One row each, by kind of evidence, claims before observations; the columns of claims.csv."""
     rows = []
     for one in said:
-        claim = isinstance(one, Claim)
-        row = {"id": one.id, "kind": "claim" if claim else "observation", "evidence": one.evidence}
-        row |= {"says": one.says, "where": one.where if claim else "", "test": _test(one) if claim else ""}
-        row |= {"paper": one.paper if claim else None, "value": one.value, "low": one.low, "high": one.high}
-        if claim:
-            row |= {"question": one.question, "tests": one.tests, "p_holm": one.p_holm, "fault": one.fault}
-        row |= {"verdict": verdict(one) if claim else ""}
-        row |= {"means": meaning(one) if claim else one.means, "main": one.main}
-        rows.append(row)
-    order = {name: i for i, name in enumerate(EVIDENCE)}
-    rows.sort(key=lambda row: (row["kind"] != "claim", order[row["evidence"]]))
-    columns = (
-        "id kind evidence says where test paper value low high question tests p_holm fault verdict means main"
-    )
-    return pd.DataFrame(rows, columns=columns.split())
+        judged = {"kind": "observation"}
+        if isinstance(one, Claim):
+            test, judgement = _test(one), verdict(one)
+            judged = {"kind": "claim", "test": test, "verdict": judgement, "means": meaning(one)}
+        rows.append(asdict(one) | judged)
+    order = list(EVIDENCE)
+    rows.sort(key=lambda row: (row["kind"] != "claim", order.index(row["evidence"])))
+    words = dict.fromkeys(("where", "test", "question", "fault", "verdict"), "")
+    return pd.DataFrame(rows, columns=COLUMNS).fillna(words)
 
 
 def _test(claim: Claim) -> str:
