@@ -4,19 +4,21 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 import vtc
 from vtc import data, profiles
 from vtc.compressors.base import Features
-from vtc.models.llm import Norm, make_llm, make_tokenizer, swap_norms
+from vtc.models.llm import LEAN, Norm, make_llm, make_tokenizer, swap_norms
 from vtc.models.prompt import NOBODY, SHARED, ImageSlot, block_mask, raster_positions
 from vtc.models.runner import Runner
-from vtc.models.vlm import VLM
+from vtc.models.tower import load_checkpoint
+from vtc.models.vlm import VLM, VLMConfig
 from vtc.shapes import LLMShape
 from vtc.training import stages, tower
 from vtc.training.batches import Bank
@@ -214,6 +216,56 @@ def test_saved_model_answers_alike(compressor, tmp_path):
         wanted, found = (m.logits(packed, m.tower(images)) for m in (vlm, again))
     assert torch.equal(wanted, found)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_save_that_fails_leaves_the_old_folder_whole(tmp_path, monkeypatch):
+    first, second = model(), model("quecc")
+    first.save_pretrained(tmp_path / "model")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "model").iterdir()}
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(second.tokenizer, "save_pretrained", full)  # the last that is written
+    with pytest.raises(vtc.InputError, match="No space left"):
+        second.save_pretrained(tmp_path / "model")
+    assert {f.name: f.read_bytes() for f in (tmp_path / "model").iterdir()} == before
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+    assert VLM.from_pretrained(tmp_path / "model").config.compressor == "tokenpacker"
+
+
+def test_the_model_is_a_transformers_model(tmp_path):
+    vlm = model("quecc")
+    vlm.tower = tower.Tower(P.tower).requires_grad_(False)
+    assert isinstance(vlm, PreTrainedModel) and vlm.config.sub_configs.keys() == {"llm"}
+    assert vlm.all_tied_weights_keys == {"llm.lm_head.weight": "llm.model.embed_tokens.weight"}
+    assert "tower.visual.conv1.weight" in vlm.state_dict()  # it moves and is saved with the model
+    assert not vlm.train().tower.training and not any(p.requires_grad for p in vlm.tower.parameters())
+    vlm.save_pretrained(tmp_path)
+    config = VLMConfig.from_pretrained(tmp_path)
+    assert config.to_json_string() == vlm.config.to_json_string() and config.llm.hidden_size == SIZE.d
+    assert "llm.lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    VLMConfig(llm=vlm.llm.config)  # takes a copy: the LLM's own keeps its attention
+    assert vlm.llm.config._attn_implementation == vlm.config.attention == LEAN
+    again = VLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(w, again[name]) for name, w in vlm.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name, made", [("ViT-L-14-336", "-quickgelu"), ("ViT-bigG-14", "-quickgelu"), ("RN50x99", "")]
+)
+def test_openai_towers_are_built_with_the_gelu_they_were_trained_with(name, made, monkeypatch):
+    asked = []
+
+    def create_model(*given, **how):
+        asked.append((given, how))
+        raise RuntimeError("no network here")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(vtc.InputError, match="no network here"):
+        load_checkpoint(name, (1, 2))
+    assert asked == [((name + made,), {"pretrained": "openai"})]
+    assert open_clip.get_model_config("ViT-L-14-336-quickgelu")["quick_gelu"]
 
 
 def test_folder_that_holds_no_model_is_said_in_one_line(tmp_path):

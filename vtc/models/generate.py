@@ -44,10 +44,10 @@ def answers(
     if isinstance(features, Tensor):
         features = quick_tower(model.eyes())(features, **model.compressor.of_tower)
     features, one = model.here(features), isinstance(questions[0], str)
-    rows = [[_ids(model, q)] if one else [_ids(model, text) for text in q] for q in questions]
+    rows = _ids(model, [[q] for q in questions] if one else questions)
     if conversation and not one:
         return _in_turn(model, features, rows, max_new_tokens)
-    read = [[_ids(model, q)] for q in shuffled] if shuffled else rows
+    read = _ids(model, [[q] for q in shuffled]) if shuffled else rows
     said = [_texts(model, row) for row in _answer(model, features, rows, read, max_new_tokens)]
     return [row[0] for row in said] if one else said
 
@@ -73,10 +73,13 @@ def check_questions(model: VLM, questions: list[str], tokens: list[int]) -> None
             raise InputError(f"question {question!r}: {n} tokens, {name} needs at least {least}")
 
 
-def _ids(model: VLM, question: str) -> list[int]:
-    ids = model.tokenizer(question)["input_ids"]
-    check_questions(model, [question], [len(ids)])
-    return ids
+def _ids(model: VLM, rows: list[list[str]]) -> list[list[list[int]]]:
+    """Token ids of every question; InputError where one has too few."""
+    texts = [text for row in rows for text in row]
+    ids = model.tokenizer(texts)["input_ids"] if texts else []
+    check_questions(model, texts, list(map(len, ids)))
+    left = iter(ids)
+    return [[next(left) for _ in row] for row in rows]
 
 
 def _texts(model: VLM, said: list[list[int]]) -> list[str]:
@@ -155,9 +158,8 @@ class _Batch:
         hidden, layout, masked = self._question_first() if self.model.question_first else self._image_first()
         end = self.model.tokenizer.eos_token_id
         first = engine.first(hidden).where(packed.lengths > 0, end)  # a row may have fewer questions than m
-        place = (
-            layout.position_ids.gather(1, packed.last + self.columns - packed.ids.shape[1]) + 1
-        )  # (rows, m)
+        last = packed.last + self.columns - packed.ids.shape[1]
+        place = layout.position_ids.gather(1, last) + 1  # (rows, m) of the first answer tokens
         mask = layout.decode_mask(m, G - 1, engine.dtype) if masked else None
         return engine.decode(first, self.columns, G - 1, place, mask, end)
 

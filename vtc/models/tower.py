@@ -123,7 +123,10 @@ def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
             model = open_clip.model.CLIP(**config)
             model.load_state_dict(load_file(local / "open_clip_model.safetensors"))
         else:
-            model = open_clip.create_model(name, pretrained="openai")
+            # OpenAI's towers were trained with the quick GELU; open_clip has them under a name of their own
+            quick = f"{name}-quickgelu"
+            made = quick if quick in open_clip.list_models() else name
+            model = open_clip.create_model(made, pretrained="openai")
     except (OSError, RuntimeError, KeyError, ValueError) as e:
         known = "an open_clip id such as ViT-L-14-336, or a folder with open_clip_config.json and its weights"
         raise InputError(

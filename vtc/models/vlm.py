@@ -43,6 +43,11 @@ class VLMConfig(PreTrainedConfig):
     span: int | None = None  # positions that the visual tokens of an image take up at most; None: one each
     attention: str = LEAN  # the LLM's, as transformers knows it; a checkpoint keeps its own
 
+    def __post_init__(self, **more: object) -> None:
+        if isinstance(self.llm, PreTrainedConfig):  # a copy: transformers resets what is nested here
+            self.llm = self.llm.to_dict()
+        super().__post_init__(**more)
+
 
 class VLM(PreTrainedModel):
     """Image features and a question -> answer; compressor, projector and LLM learn, the tower is frozen.
@@ -254,12 +259,12 @@ class VLM(PreTrainedModel):
         return torch.cat(rows)
 
     def eyes(self) -> Tower:
-        """The tower; raises InputError where there is none."""
+        """The tower, on the model's device; raises InputError where there is none."""
         if self.tower is None:
             raise InputError(
                 "this model was built on cached features: give it a tower to answer about pixels"
             )
-        return self.tower
+        return self.tower.to(self.device)
 
     # --- on the disk ---
 
