@@ -40,11 +40,6 @@ class Fit:
         return self.problem.k
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Parameters, coefficients first."""
-        return (*self.law.coefficients, *(x for x in self.law.exponents if x not in self.law.coefficients))
-
-    @property
     def sse(self) -> float:
         return float(self.solution.sse[0])
 
@@ -96,7 +91,7 @@ class Fit:
     @cached_property
     def unidentified(self) -> list[str]:
         """Parameters that the points leave open: an interval of theirs has no end on some side."""
-        names = [name for name in ("alpha", "beta", "D") if name in self.names]
+        names = [name for name in ("alpha", "beta", "D") if hasattr(self.law, name)]
         return [name for name in names if not np.isfinite(self.interval(name)).all()]
 
     @property
