@@ -121,7 +121,7 @@ def records(path: str | Path, needed: Sequence[str], unit: str = "billions") -> 
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             rows, header = list(table), [name.strip() for name in table.fieldnames or []]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, or a NUL in the name
         raise InputError(
             f"{path}: cannot be read as CSV text ({error}); give a file with columns {','.join(needed)}"
         ) from None
