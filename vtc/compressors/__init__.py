@@ -82,6 +82,7 @@ REGISTRY = {
     "downsample_image": Entry("zoo.controls.DownsampleImage"),
     "dct": Entry("zoo.controls.DCT"),
     "braco": Entry("zoo.braco.Braco", label="Braco"),
+    "llamavid": Entry("zoo.llamavid.LLaMAVID", label="LLaMA-VID"),
 }
 
 

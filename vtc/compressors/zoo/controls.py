@@ -66,11 +66,7 @@ class Downsample(Separable):
     """The grid of features shrunk: each token the mean of its area, fractions of patches included."""
 
     def matrix(self, n: int) -> Tensor:
-        g = self.grid
-        edges = torch.arange(n + 1, dtype=torch.float64) * g / n
-        low = torch.maximum(edges[:-1, None], torch.arange(g)[None])  # overlap of cell i with patch j
-        high = torch.minimum(edges[1:, None], torch.arange(1, g + 1)[None])
-        return (high - low).clamp_min(0) * n / g
+        return areas(n, self.grid)
 
 
 class DownsampleImage(Downsample):
@@ -100,3 +96,11 @@ def cosines(n: int) -> Tensor:
     basis = torch.cos(math.pi / n * at[:, None] * (at[None] + 0.5)) * (2 / n) ** 0.5
     basis[0] /= 2**0.5
     return basis
+
+
+def areas(n: int, g: int) -> Tensor:
+    """The share that each of n cells of a row takes of each of g patches, (n, g); rows add up to 1."""
+    edges = torch.arange(n + 1, dtype=torch.float64) * g / n
+    low = torch.maximum(edges[:-1, None], torch.arange(g)[None])  # overlap of cell i with patch j
+    high = torch.minimum(edges[1:, None], torch.arange(1, g + 1)[None])
+    return (high - low).clamp_min(0) * n / g
