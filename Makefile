@@ -2,6 +2,7 @@
 #
 #   make reproduce [PROFILE=smoke|laptop|gpu|paper] [SEEDS=1]   the five notebooks here, then the recorded rows beside
 #   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
+#   make faults        sweeps, clocks and figures killed at any moment, a full disk: nothing is lost (half an hour)
 #   make lab           JupyterLab on the notebooks
 #   make site          the static book in build/site, which works without a network (needs npm for its formulae)
 #   make costs         count every compressor anew: vtc/cost/compressors.json, after a change of one or of a tower
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce test lab site costs venv constraints clean
+.PHONY: reproduce test faults lab site costs venv constraints clean
 
 reproduce: $(READY)
 	$(BIN)/vtc reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS))
@@ -24,6 +25,9 @@ test: $(READY)
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	VTC_RUNS=$$runs $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg \
 	--nbval-kernel-startup-timeout 600 notebooks
+
+faults: $(READY)
+	$(BIN)/python tests/faults.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
