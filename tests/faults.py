@@ -60,7 +60,7 @@ class Run:
         return found
 
     def killed(self, at: random.Random, inside: bool) -> str:
-        """Starts the command and kills it: "inside" a write, "outside" of one; or it "ended" before that."""
+        """Starts the command and kills it "inside" a write or "outside"; or it "ended" before."""
         before, process = self.parts(), self.start()
         left, end = at.randint(1, 6), time.monotonic() + (300 if inside else at.uniform(1, 20))
         seen = set(before)
@@ -83,8 +83,8 @@ def _is_part(name: str) -> bool:
 def kills(run: Run, goal: dict[str, list[dict]], total: int, inside: int, seed: int = 0) -> int:
     """Kills a command `total` times, `inside` of them or more within a write, then lets it end.
 
-    goal: the rows it must end with; of a clock the same cases, each once. Returns how many kills came inside a
-    write.
+    goal: the rows it must end with; of a clock the same cases, each once. Returns how many kills came inside
+    a write.
     """
     at, hits, n = random.Random(seed), 0, 0
     while n < total or hits < inside:

@@ -191,7 +191,7 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="vtc bench"):
         clock_rows.here(p)
     for case in store.read_csv(p.results / "03_clock.csv").values():  # as if clocked here
-        store.save(benchmark.STEM, p, case["case"], "", case["rows"])
+        store.save(store.folder(benchmark.STEM, p), case["case"], case["rows"], {"recipe": ""})
     device, clock = clock_rows.here(p), benchmark.ok(store.stored(benchmark.STEM, p))
     pipe = cost.Pipeline(cost.llm("0.5"), compressor="quecc", features_cached=True)
     for V in (1, 144, 576):

@@ -134,6 +134,16 @@ def test_a_sweep_that_cannot_be_is_refused_before_any_work(words, said):
     assert done.returncode == 2 and done.stderr.startswith(said)
 
 
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / "scores.csv").write_text(
+        "N,V,score\n" + "\n".join(f"{n},{v},.5" for n in (1, 2, 7) for v in (1, 4))
+    )
+    for words in (["plan", "--json", "."], ["fit", "scores.csv", "--json", "."]):
+        done = vtc(*words, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr == f"vtc: {tmp_path}: cannot be written (Is a directory)\n"
+
+
 def test_seeds_reach_the_notebooks(monkeypatch):
     monkeypatch.setenv("VTC_SEEDS", "2,1")
     assert profiles.get("smoke").seeds == (2, 1)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vtc
-from vtc import data, profiles
+from vtc import data, machine, profiles
 from vtc.compressors.base import Features
 from vtc.evaluation import ask, scores
 from vtc.experiments import sweep
@@ -51,7 +51,8 @@ def test_one_cell_through_the_whole_path(smoke):
     assert row["N"] == sum(
         p.numel() for n, p in make_llm(smoke.size("xs"), 9).named_parameters() if "embed" not in n
     )
-    same = ("loss", "scores", "error_reasoning", "error_ocr")
+    assert row["device"] == machine.device_name("cpu") and row["dtype"] in ("bf16", "float32")
+    same = ("loss", "scores", "error_reasoning", "error_ocr", "tower_hash", "llm_hash")
     again = sweep.measure(smoke, case)
     assert [row[k] for k in same] == [again[k] for k in same]
 

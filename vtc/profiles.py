@@ -109,6 +109,11 @@ class Profile:
         return bool(self.recorded) and not self.recompute
 
     @property
+    def shown(self) -> str:
+        """The recipe of the rows that are shown: its fingerprint, or the name of an earlier one's folder."""
+        return self.recorded if self.recorded_elsewhere else self.fingerprint
+
+    @property
     def recorded_rows(self) -> Path:
         """Where `vtc record` alone writes rows."""
         return ROOT / "results" / self.name

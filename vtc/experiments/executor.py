@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
@@ -18,51 +18,46 @@ LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def run(
-    measure: Callable[[dict], object], cases: Iterator[dict], workers: int
-) -> Iterator[tuple[dict, object]]:
+def run(measure: Callable[[dict], object], cases: list[dict], workers: int) -> Iterator[tuple[dict, object]]:
     """Yields (case, measure(case)) as they finish; with workers > 1 in that many processes of one thread.
 
-    `cases` is drawn from lazily, one case a free worker, in its order; `measure` must then be picklable (a
-    function of a module, or a partial of one). After an error no new case is begun, those under way are
-    waited for and yielded, and then it is raised. A worker is a fresh interpreter (spawn), so that two on two
-    cores don't fight and a case gives the same numbers alone and in company.
+    Cases are begun in their order; `measure` must then be picklable (a function of a module, or a partial of
+    one). The first error is raised once all that was under way has been yielded; no more are begun. A worker
+    is a fresh interpreter (spawn), so that two on two cores don't fight and a case gives the same numbers
+    alone and in company.
     """
-    if workers < 2:
+    if workers < 2 or not cases:
         yield from ((case, measure(case)) for case in cases)
         return
-    spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool, busy, fault = ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(),)), {}, None
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
+    with changed_environment(_inherited()):  # workers start here
+        futures = {pool.submit(measure, case): case for case in cases}
+    fault = None
     try:
-        _fill(pool, busy, measure, cases, workers)
-        while busy:
-            done, _ = wait(busy, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda f: f.exception() is not None):
-                if isinstance(future.exception(), BrokenProcessPool):
-                    raise future.exception()
-                case, fault = busy.pop(future), fault or future.exception()
-                if future.exception() is None:
-                    yield case, future.result()
-            if fault is None:
-                _fill(pool, busy, measure, cases, workers)
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            if (error := future.exception()) is None:
+                yield futures[future], future.result()
+            elif fault is None:
+                fault = error if not isinstance(error, BrokenProcessPool) else _killed(futures, workers)
+                for other in futures:
+                    other.cancel()
         if fault:
             raise fault
-    except BrokenProcessPool:  # one that dies takes with it all that are under way
-        lost = "; ".join(", ".join(f"{k}={v}" for k, v in case.items()) for case in busy.values())
-        raise RuntimeError(f"a process was killed (out of memory?), at work were {lost}") from None
     finally:
-        if busy:  # nobody waits for these
-            for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - others:
+            if not all(future.done() for future in futures):  # nobody waits for the rest
                 process.kill()
-        pool.shutdown()
+        pool.shutdown(cancel_futures=True)
 
 
-def _fill(pool, busy: dict[Future, dict], measure: Callable, cases: Iterator[dict], workers: int) -> None:
-    """Begins cases until every worker has one."""
-    while len(busy) < workers and (case := next(cases, None)) is not None:
-        with _environment():  # a worker starts here and inherits it
-            busy[pool.submit(measure, case)] = case
+def _killed(futures: dict[Future, dict], workers: int) -> RuntimeError:
+    """A worker that is killed takes all cases under way with it: the first ones that have no result."""
+    lost = [case for f, case in futures.items() if f.done() and not f.cancelled() and f.exception()][:workers]
+    said = "; ".join(", ".join(f"{name}={value}" for name, value in case.items()) for case in lost)
+    return RuntimeError(f"a process was killed (out of memory?), at work were {said}")
 
 
 def _begin(parent: int) -> None:
@@ -70,13 +65,10 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
 
 
-@contextmanager
-def _environment() -> Iterator[None]:
-    """What a worker inherits: one thread unless the user said so, its memory, no bar."""
-    names = [f"{library}_NUM_THREADS" for library in LIBRARIES]
-    child = {name: os.environ.get(name, "1") for name in names} | KEEP_MEMORY | {"VTC_PROGRESS": "off"}
-    with changed_environment(child):
-        yield
+def _inherited() -> dict[str, str]:
+    """Environment of a worker: one thread unless the user said so, its memory, no bar."""
+    threads = {name: os.environ.get(name, "1") for name in (f"{lib}_NUM_THREADS" for lib in LIBRARIES)}
+    return threads | KEEP_MEMORY | {"VTC_PROGRESS": "off"}
 
 
 @contextmanager

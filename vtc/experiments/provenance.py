@@ -29,8 +29,13 @@ def provenance(profile: Profile) -> dict[str, str]:
         "torch": _version("torch"),
         "transformers": _version("transformers"),
         "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }
+
+
+def now() -> str:
+    """The moment, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @functools.cache

@@ -17,15 +17,15 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
 from vtc import InputError, files, progress
 from vtc.experiments import executor, first_world
-from vtc.experiments.provenance import provenance
+from vtc.experiments.provenance import now, provenance
 from vtc.profiles import Profile
 
 TEXT = ("commit", "recipe", "tower_hash", "llm_hash")  # columns that stay text: 9213e08 is no number
@@ -46,34 +46,38 @@ def table(
 
     Looked at are results/ (unless `profile.recompute`) and runs/. `measure(case)` returns one dict or several
     (one row each); what it returns wins over the provenance written by default. `workers`: see
-    `executor.run`. recipe_free: the case alone is the key, as for a clock. Two programs that share a table
-    spare each other's cases. `measure=None` only looks, and leaves out what is missing.
+    `executor.run`. recipe_free: the case alone is the key, as for a clock. `measure=None` only looks, and
+    leaves out what is missing.
     Raises InputError for two equal cases, and what `measure` raised, with its case named.
     """
     recipe = "" if recipe_free or (measure is None and profile.recorded_elsewhere) else profile.fingerprint
     wanted, found = _look(stem, profile, cases, recipe)
-    missing = {name: case for name, case in wanted.items() if name not in found}
-    if missing and measure is not None:
+    if measure is not None and len(found) < len(wanted):
+        origin = provenance(profile) | {"recipe": recipe}  # the commit of now, whatever is edited meanwhile
         with progress.bar(label=stem, total=len(wanted), unit="case") as shown:
-            shown.update(len(wanted) - len(missing))
-            for name, rows in _measured(stem, profile, recipe, missing, measure, workers):
-                found[name] = rows
-                shown.update()
+            shown.update(len(found))
+            for wait in (False, True):  # first what nobody has in hand, then what others did not finish
+                missing = [case for name, case in wanted.items() if name not in found]
+                call = functools.partial(_rows, folder(stem, profile), origin, measure, wait)
+                for case, rows in executor.run(call, missing, workers):
+                    if rows is not None:
+                        found[name_of(case, recipe)] = rows
+                        shown.update()
     return frame([row for name in wanted for row in found.get(name, [])])
 
 
 def replay(
-    stem: str, profile: Profile, cases: list[dict], measure: Measure, command: str, workers: int = 1, **how
+    stem: str, profile: Profile, cases: list[dict], measure: Measure, command: str, workers: int = 1
 ) -> pd.DataFrame:
     """What a notebook shows: the recorded rows of these cases as they stand, or all of them measured.
 
     Cases may take minutes each, so a profile with recorded rows is not added to behind a reader's back: it
     says how many are missing, and which command measures them. A profile without recorded rows, or
-    `recompute`, measures everything. `how`: as for `table`.
+    `recompute`, measures everything.
     """
     if profile.recompute or not profile.results.is_dir():
-        return table(stem, profile, cases, measure, workers, **how)
-    recipe = "" if how.get("recipe_free") or profile.recorded_elsewhere else profile.fingerprint
+        return table(stem, profile, cases, measure, workers)
+    recipe = "" if profile.recorded_elsewhere else profile.fingerprint
     wanted, found = _look(stem, profile, cases, recipe)
     if missing := len(wanted) - len(found):
         print(f"{missing} of {len(wanted)} cases of {stem} are not recorded yet: `{command}` measures them")
@@ -82,8 +86,8 @@ def replay(
 
 def stored(stem: str, profile: Profile) -> pd.DataFrame:
     """Every row of a table there is, recorded (unless `profile.recompute`) and measured; measures nothing."""
-    good = {"", profile.recorded if profile.recorded_elsewhere else profile.fingerprint}
-    return frame([row for c in _all(stem, profile).values() if c["recipe"] in good for row in c["rows"]])
+    cases = _all(stem, profile).values()
+    return frame([row for case in cases if case["recipe"] in ("", profile.shown) for row in case["rows"]])
 
 
 def recorded(stem: str, profile: Profile) -> pd.DataFrame:
@@ -185,67 +189,39 @@ def read_csv(path: Path) -> dict[str, dict]:
     return found
 
 
-def _measured(
-    stem: str, profile: Profile, recipe: str, missing: dict[str, dict], measure: Measure, workers: int
-) -> Iterator[tuple[str, list[Row]]]:
-    """Yields the rows of each missing case once its file is on the disk."""
-    place, left, held, others = folder(stem, profile), dict(missing), {}, {}
-    provenance(profile)  # the commit of now, whatever is edited meanwhile
+def _rows(place: Path, origin: Row, measure: Measure, wait: bool, case: dict) -> list[Row] | None:
+    """The rows of a case, measured and on the disk; None if another program has it in hand.
 
-    def free(wait: bool) -> Iterator[dict]:
-        """Cases that no other program has in hand; each stays held until its file is written."""
-        for name in list(left):
-            with ExitStack() as lock:
-                if not lock.enter_context(files.file_lock(place / name, wait)):
-                    continue
-                case = left.pop(name)
-                if made := _read(place / f"{name}.json"):  # by another program meanwhile
-                    others[name] = made["rows"]
-                    continue
-                held[name] = lock.pop_all()
-            yield case
-
-    try:
-        for wait in (False, True):  # first what is free, then what others had and did not finish
-            timed = functools.partial(_timed, stem, measure)
-            for case, (result, seconds) in executor.run(timed, free(wait), workers):
-                name = name_of(case, recipe)
-                rows = _rows(stem, case, result, provenance(profile) | {"recipe": recipe, "seconds": seconds})
-                save(stem, profile, case, recipe, rows)
-                held.pop(name).close()
-                yield name, rows
-        yield from others.items()
-    finally:
-        for lock in held.values():
-            lock.close()
+    They may have come from another program in the meantime. An error names the case, in one line, and can be
+    pickled.
+    """
+    path, start = place / f"{name_of(case, origin['recipe'])}.json", time.perf_counter()
+    with files.file_lock(path, wait) as ours:
+        if not ours:
+            return None
+        if made := _read(path):
+            return made["rows"]
+        try:
+            result = measure(dict(case))
+        except Exception as error:
+            said = " ".join(str(error).split())
+            where = f"({place.name}, case {', '.join(f'{name}={value}' for name, value in case.items())})"
+            if isinstance(error, InputError):
+                raise InputError(f"{said} {where}") from error
+            raise RuntimeError(f"{type(error).__name__}: {said} {where}") from error
+        seconds = round(time.perf_counter() - start, 3)
+        return save(place, case, result, origin | {"seconds": seconds, "date": now()})
 
 
-def save(stem: str, profile: Profile, case: dict, recipe: str, rows: list[Row]) -> None:
-    """Writes the file of a case, in place of an older one."""
-    case = {name: plain(value) for name, value in case.items()}
-    content = {"table": stem, "case": case, "recipe": recipe, "rows": rows}
-    path = folder(stem, profile) / f"{name_of(case, recipe)}.json"
-    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _timed(stem: str, measure: Measure, case: dict) -> tuple[dict | list[dict], float]:
-    """What is measured, and seconds; an error comes with its case, in one line, so that it can be pickled."""
-    start = time.perf_counter()
-    try:
-        result = measure(dict(case))
-    except Exception as error:
-        said = " ".join(str(error).split())
-        where = ", ".join(f"{name}={value}" for name, value in case.items())
-        if isinstance(error, InputError):
-            raise InputError(f"{said} ({stem}, case {where})") from error
-        raise RuntimeError(f"{type(error).__name__}: {said} ({stem}, case {where})") from error
-    return result, round(time.perf_counter() - start, 3)
-
-
-def _rows(stem: str, case: dict, result: dict | list[dict], origin: Row) -> list[Row]:
-    """Rows as they are written: case, what was measured, where it came from."""
+def save(place: Path, case: dict, result: dict | list[dict], origin: Row) -> list[Row]:
+    """Writes the file of a case, in place of an older one: case, what was measured, where it came from."""
     results = [result] if isinstance(result, dict) else list(result)
     if not results:
-        raise ValueError(f"{stem}: measuring {case} gave no row")
+        raise ValueError(f"{place.name}: measuring {case} gave no row")
     full = [{**case, **row, **origin} | row | case for row in results]
-    return [{n: (v or None) if n in TEXT else plain(v) for n, v in row.items()} for row in full]
+    rows = [{n: (v or None) if n in TEXT else plain(v) for n, v in row.items()} for row in full]
+    case, recipe = {name: plain(value) for name, value in case.items()}, origin["recipe"]
+    content = json.dumps({"case": case, "recipe": recipe, "rows": rows}, indent=1, ensure_ascii=False)
+    files.write(place / f"{name_of(case, recipe)}.json", content + "\n")
+    return rows
+
