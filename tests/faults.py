@@ -40,10 +40,12 @@ class Run:
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=env, start_new_session=True, **pipes)
 
-    def finish(self) -> None:
-        process = self.start()
+    def finish(self) -> float:
+        """Runs to the end; returns the seconds it took."""
+        process, start = self.start(), time.monotonic()
         said = process.communicate()[1]
         assert process.returncode == 0, said
+        return time.monotonic() - start
 
     def parts(self) -> set[Path]:
         """Files that are being written, or were when their writer was killed."""
@@ -59,10 +61,10 @@ class Run:
             found[name] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in case["rows"]]
         return found
 
-    def killed(self, at: random.Random, inside: bool) -> str:
+    def killed(self, at: random.Random, inside: bool, seconds: float = 300) -> str:
         """Starts the command and kills it "inside" a write or "outside"; or it "ended" before."""
         before, process = self.parts(), self.start()
-        left, end = at.randint(1, 6), time.monotonic() + (300 if inside else at.uniform(1, 20))
+        left, end = at.randint(1, 6), time.monotonic() + (300 if inside else at.uniform(0, seconds))
         seen = set(before)
         while process.poll() is None and time.monotonic() < end and left:
             if inside and (new := self.parts() - seen):
@@ -80,16 +82,16 @@ def _is_part(name: str) -> bool:
     return name.startswith(".") and name.endswith(".part")
 
 
-def kills(run: Run, goal: dict[str, list[dict]], total: int, inside: int, seed: int = 0) -> int:
+def kills(run: Run, goal: dict[str, list[dict]], seconds: float, total: int, inside: int) -> int:
     """Kills a command `total` times, `inside` of them or more within a write, then lets it end.
 
-    goal: the rows it must end with; of a clock the same cases, each once. Returns how many kills came inside
-    a write.
+    goal: the rows it must end with; of a clock the same cases, each once. seconds: how long an unbroken run
+    takes. Returns how many kills came inside a write.
     """
-    at, hits, n = random.Random(seed), 0, 0
+    at, hits, n = random.Random(0), 0, 0
     while n < total or hits < inside:
         had = run.rows()
-        how = run.killed(at, inside=hits < inside)
+        how = run.killed(at, hits < inside, seconds)
         if how == "ended":
             _check(run, goal)
             shutil.rmtree(run.folder)  # from the start again
@@ -114,8 +116,8 @@ def _check(run: Run, goal: dict[str, list[dict]]) -> None:
 def sweep(folder: Path, total: int, inside: int, words: tuple[str, ...] = SWEEP) -> Run:
     """Kills of a sweep beside an unbroken one, which is returned."""
     unbroken = Run(folder / "unbroken", *words)
-    unbroken.finish()
-    hits = kills(Run(folder / "killed", *words), unbroken.rows(), total, inside)
+    seconds = unbroken.finish()
+    hits = kills(Run(folder / "killed", *words), unbroken.rows(), seconds, total, inside)
     print(f"vtc {' '.join(words)}: {total} kills or more, {hits} inside a write; no row lost, none doubled")
     return unbroken
 
@@ -214,8 +216,8 @@ def main() -> None:
         assert figures(folder, total=3) == 3
         two_at_once(folder, unbroken.rows())
         clock = Run(folder / "clock", *BENCH)
-        clock.finish()
-        kills(Run(folder / "clock killed", *BENCH), clock.rows(), total=10, inside=2)
+        seconds = clock.finish()
+        kills(Run(folder / "clock killed", *BENCH), clock.rows(), seconds, total=10, inside=2)
         print("vtc bench: 10 kills; the same cases, each once")
         full_disk(folder, unbroken)
 

@@ -50,6 +50,13 @@ def slow(folder, case):
     return noted(folder, case)
 
 
+def in_company(folder, case):
+    """A measurement that begins only once two programs are at work."""
+    (Path(folder) / f"here-{os.getpid()}").touch()
+    wait_for(lambda: len(list(Path(folder).glob("here-*"))) == 2)
+    return slow(folder, case)
+
+
 def endless(folder, case):
     """A measurement that is still under way when its parent is killed."""
     noted(folder, case)
@@ -380,7 +387,7 @@ def test_workers_end_with_a_killed_parent(sweep, tmp_path):
 
 
 def test_two_programs_share_a_sweep_without_measuring_twice(sweep, tmp_path):
-    both = [sweep(1), sweep(1)]
+    both = [sweep(measure="in_company") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(rows_of_sweep()) == len(made(tmp_path)) == 12
     assert len({line.split()[2] for line in made(tmp_path)}) == 2  # both did some
