@@ -224,4 +224,3 @@ def save(place: Path, case: dict, result: dict | list[dict], origin: Row) -> lis
     content = json.dumps({"case": case, "recipe": recipe, "rows": rows}, indent=1, ensure_ascii=False)
     files.write(place / f"{name_of(case, recipe)}.json", content + "\n")
     return rows
-
