@@ -29,6 +29,7 @@ IMPORTS = {
 }
 # used through another package (altair draws with vl-convert) or as a program of their own
 INDIRECT = {"vl-convert-python", "jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
+INDIRECT |= {"sphinx", "myst-nb", "sphinx-book-theme"}  # called by `make site`
 
 
 def names(requirements):
