@@ -211,20 +211,21 @@ def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
     ]
 
 
-def test_only_the_v_that_do_not_fit_are_lost(monkeypatch):
-    """The largest V is given up until the rest fits; a process that fails otherwise says why."""
+@pytest.mark.parametrize("fits_alone", [True, False])
+def test_only_the_v_that_do_not_fit_are_lost(monkeypatch, fits_alone):
+    """The largest V is clocked alone where all together take too much; lost only if that fails as well."""
     tried = []
 
-    def clocked(c, memory_gb):
-        tried.append(c["V"])
-        return None if "144" in c["V"] else [{"tokens": int(V), "status": "ok"} for V in c["V"].split()]
+    def clocked(c, V, memory_gb):
+        tried.append(V.copy())
+        room = 144 not in V or (fits_alone and len(V) == 1)
+        return [{"tokens": v, "status": "ok"} for v in V] if room else None
 
     monkeypatch.setattr(process, "_clocked", clocked)
     rows = process.measure(benchmark.case("smoke:xs", (1, 16, 144), **SMALL))
-    assert tried == ["1 16 144", "1 16"]
-    assert [(row["tokens"], row["status"]) for row in rows] == [
-        (1, "ok"), (16, "ok"), (144, benchmark.OUT_OF_MEMORY),
-    ]  # fmt: skip
+    assert tried == [[1, 16, 144], [144], [1, 16]]
+    said = {row["tokens"]: row["status"] for row in rows}
+    assert said == {1: "ok", 16: "ok", 144: "ok" if fits_alone else benchmark.OUT_OF_MEMORY}
 
 
 def test_a_huge_case_is_refused_before_it_starts():

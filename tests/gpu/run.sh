@@ -12,8 +12,8 @@ out=${1:?"which CSV shall hold the rows?  sh tests/gpu/run.sh OUT.csv"}
 python=${PYTHON:-python}
 export VTC_COMMIT
 
-"$python" -m pytest tests/gpu -ra
 status=0
+"$python" -m pytest tests/gpu -ra || status=$?  # a card is scarce: the clock runs all the same
 "$python" -m vtc bench --profile gpu || status=$?
 "$python" -m vtc record --profile gpu --csv "$out"
 exit "$status"

@@ -60,13 +60,10 @@ def cases(p: Profile) -> list[dict]:
         ]
     if p.name == "gpu":
         base, V = {"on": "cuda", "G": 32, "budget_s": 2}, (0, 1, 4, 16, 36, 144, 576)
-        several = {"vicuna-7b": (*both, "pool", "mqt")}
+        by = dict.fromkeys(cost.LLMS, both) | {"vicuna-7b": (*both, "pool", "mqt")}
         return [
-            *(
-                case(n, V, several.get(n, both), batch=b, baseline=b == 1, repeat=r, **base)
-                for n in cost.LLMS
-                for b, r in ((1, 0), (1, 1), (8, 0), (32, 0), (128, 0))
-            ),
+            *(case(n, V, by[n], batch=b, baseline=b == 1, **base) for n in by for b in (1, 8, 32, 128)),
+            *(case(n, V, by[n], baseline=True, repeat=1, **base) for n in ("qwen1.5-0.5b", "vicuna-7b")),
             case("vicuna-7b", V[1:], question="cached", **base),
             case("qwen1.5-0.5b", V, dtype="fp32", **base),
         ]

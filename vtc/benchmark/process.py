@@ -17,20 +17,25 @@ KILLED, LOST = -9, 3  # what a process returns that the system killed, or that f
 def measure(c: dict, memory_gb: float | None = None) -> list[dict]:
     """Clocks one case in a fresh process -> a row a V, compressor and stage.
 
-    Where memory runs out, the largest V gets a row that says so and the others are clocked without it. On a
-    CPU a V that cannot fit is not begun: it would swap for minutes before it failed.
+    Where memory runs out, the largest V is clocked by itself and the others without it; if it does not fit
+    alone either, its row says so. On a CPU a V that cannot fit is not begun: it would swap for minutes first.
     """
-    fits = [V for V in tokens(c) if c["on"] != "cpu" or needs(c, V) <= free_bytes("cpu")]
-    rows: list[dict] | None = None
-    while fits and (rows := _clocked(c | {"V": " ".join(map(str, fits))}, memory_gb)) is None:
-        fits.pop()
-    lost = [V for V in tokens(c) if V not in fits]
+    left = [V for V in tokens(c) if c["on"] != "cpu" or needs(c, V) <= free_bytes("cpu")]
+    rows: list[dict] = []
+    while left:
+        if (found := _clocked(c, left, memory_gb)) is not None:
+            rows += found
+            break
+        largest = left.pop()
+        rows += (_clocked(c, [largest], memory_gb) or []) if left else []
+    lost = [V for V in tokens(c) if V not in {row["tokens"] for row in rows}]
     said = {"stage": "all", "status": OUT_OF_MEMORY}
-    return (rows or []) + [{"tokens": V, **said, "needs_bytes": needs(c, V)} for V in lost]
+    return rows + [{"tokens": V, **said, "needs_bytes": needs(c, V)} for V in lost]
 
 
-def _clocked(c: dict, memory_gb: float | None) -> list[dict] | None:
-    """The rows of a case from a process of its own; None where its memory ran out."""
+def _clocked(c: dict, V: list[int], memory_gb: float | None) -> list[dict] | None:
+    """The rows of a case at these V from a process of its own; None where its memory ran out."""
+    c = c | {"V": " ".join(map(str, V))}
     words = [sys.executable, "-m", "vtc.benchmark.process", json.dumps(c), str(memory_gb or "")]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"VTC_PROGRESS": "off"})
     if done.returncode in (KILLED, LOST):

@@ -20,6 +20,9 @@ class Engine:
     graph = False  # whether a step is a CUDA graph
     every = 1  # steps between two looks at whether all rows have ended; on a GPU a look waits for it
 
+    def release(self) -> None:
+        """Give back the memory that past requests took."""
+
     def first(self, hidden: Tensor) -> Tensor:
         """hidden (b, m, d) -> the likeliest tokens (b, m)."""
         return self.logits(hidden).argmax(-1)

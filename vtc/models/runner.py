@@ -118,6 +118,11 @@ class Runner(Engine):
         while len(self.cases) > self.kept:
             self.cases.popitem(last=False)
 
+    def release(self) -> None:
+        """As `Engine.release`; on a CPU the storage stays, for the next request."""
+        self.cases.clear()
+        self.case = None
+
     def _check(self, b: int, tokens: int) -> None:
         if self.case is None or tokens > self.case.n or b != self.case.b:
             raise InputError(f"{b} x {tokens} tokens: reserve(batch, tokens) for them before the prompt")
