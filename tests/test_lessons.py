@@ -17,6 +17,7 @@ from vtc.data.gridqa.world import WorldConfig, make_scenes
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.shapes import LLMShape, TowerShape
+from vtc.training.device import Share
 from vtc.training.lessons import Distilled, ImageLessons, Reader, TextLessons, seen_logits
 from vtc.training.loop import Stage, fit
 
@@ -55,16 +56,26 @@ def seeing(told: VLM) -> VLM:
 
 def test_lessons_are_the_same_for_the_same_step(lessons: ImageLessons) -> None:
     for step in (0, 5):
-        one, two = lessons.batch(step), lessons.batch(step)
+        one, two = (lessons.batch(step, Share()).inputs for _ in range(2))
         assert torch.equal(one[0].ids, two[0].ids) and one[2] == two[2]
-    assert not torch.equal(lessons.batch(0)[0].scene_text, lessons.batch(5)[0].scene_text)
-    assert {lessons.batch(step)[2] for step in range(40)} == {0, 1, 4}
+    assert not torch.equal(*(lessons.batch(step, Share()).inputs[0].scene_text for step in (0, 5)))
+    assert {lessons.batch(step, Share()).inputs[2] for step in range(40)} == {0, 1, 4}
+
+
+def test_processes_share_a_batch(lessons: ImageLessons) -> None:
+    whole, parts = lessons.batch(3, Share()), [lessons.batch(3, Share(rank, 3)) for rank in range(3)]
+    assert np.mean([part.weight for part in parts]) == pytest.approx(whole.weight) == 1
+    for rank, part in enumerate(parts):
+        packed, features, V = part.inputs
+        rows = whole.inputs[0].ids[rank::3]
+        assert torch.equal(packed.ids, rows[:, : packed.ids.shape[1]]) and V == whole.inputs[2]
+        assert torch.equal(features.last, whole.inputs[1].last[rank::3])
 
 
 def test_text_has_facts_and_scenes_in_turn() -> None:
     scenes, facts = make_scenes(SMALL, 20, "train", 0), Facts(SMALL)
     text = TextLessons(scenes, facts, READER, 0, facts_a_step=6, scenes_a_step=3, questions=2)
-    (about_scenes,), (about_facts,) = text.batch(0), text.batch(1)
+    (about_scenes,), (about_facts,) = (text.batch(step, Share()).inputs for step in (0, 1))
     assert about_scenes.lengths.shape == (3, 2) and about_facts.lengths.shape == (6, 1)
     land, digit = about_facts.scene_text[:, 0, 3], about_facts.scene_text[:, 0, 2]
     for i, row in enumerate(about_facts.ids):
@@ -79,7 +90,7 @@ def test_the_loss_of_a_model_that_is_told_is_cross_entropy_alone(
     told: VLM, lessons: ImageLessons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the image says what the words say, nothing is left of the first part of the loss."""
-    packed, features, _ = lessons.batch(0)
+    packed, features, _ = lessons.batch(0, Share()).inputs
     monkeypatch.setattr("vtc.training.lessons.seen_logits", lambda model, p, f, V: told.logits(p))
     weight, right = packed.weight.flatten()[packed.answers], packed.ids.flatten()[packed.answers]
     expected = (F.cross_entropy(told.logits(packed), right, reduction="none") * weight).sum() / weight.sum()
@@ -89,7 +100,7 @@ def test_the_loss_of_a_model_that_is_told_is_cross_entropy_alone(
 
 
 def test_without_an_image_nothing_tells_the_scene(told: VLM, lessons: ImageLessons) -> None:
-    packed, features, _ = lessons.batch(0)
+    packed, features, _ = lessons.batch(0, Share()).inputs
     other = replace(packed, scene_text=packed.scene_text.flip(0))
     model = seeing(told)
     blind, also_blind = (seen_logits(model, p, features, 0) for p in (packed, other))
@@ -104,14 +115,16 @@ def test_both_stages_learn_and_the_teacher_does_not_change(told: VLM, lessons: I
     scenes, facts = make_scenes(SMALL, 50, "train", 0), Facts(SMALL)
     text = TextLessons(scenes, facts, READER, 0, facts_a_step=32, scenes_a_step=8, questions=4)
     model = copy.deepcopy(told)
-    before = np.mean([model(*text.batch(step)).item() for step in range(4)])
+    before = np.mean([model(*text.batch(step, Share()).inputs).item() for step in range(4)])
     fit(model, Stage("text", 60, 1e-2, ("llm",), 100), text.batch, None)
-    after = np.mean([model(*text.batch(step)).item() for step in range(4)])
+    after = np.mean([model(*text.batch(step, Share()).inputs).item() for step in range(4)])
     assert after < 0.6 * before
 
     teacher = {name: weight.clone() for name, weight in model.state_dict().items()}
     learner = Distilled(seeing(model), model)
-    losses = [learner(*lessons.batch(step)).item() for step in range(6)]
+    losses = [learner(*lessons.batch(step, Share()).inputs).item() for step in range(6)]
     fit(learner, Stage("instruct", 40, 3e-3, ("model.compressor", "model.llm"), 100), lessons.batch, None)
-    assert np.mean([learner(*lessons.batch(step)).item() for step in range(6)]) < 0.9 * np.mean(losses)
+    assert np.mean(
+        [learner(*lessons.batch(step, Share()).inputs).item() for step in range(6)]
+    ) < 0.9 * np.mean(losses)
     assert all(torch.equal(teacher[name], weight) for name, weight in model.state_dict().items())

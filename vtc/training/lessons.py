@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from vtc import InputError
 from vtc.compressors.base import Features
 from vtc.data.gridqa.ask import NONE, Questions, about, ask, in_words
 from vtc.data.gridqa.facts import Facts
@@ -20,6 +21,7 @@ from vtc.data.gridqa.words import WORDS
 from vtc.data.gridqa.world import Scenes
 from vtc.models.prompt import Packed, asked, pack
 from vtc.models.vlm import VLM
+from vtc.training.device import Batch, Share
 
 # Weights of the tasks read, fact, chain, land. Text has its facts from lessons of their own.
 TEXT_MIX, IMAGE_MIX = (4, 1, 1, 1), (3, 3, 1, 1)
@@ -32,14 +34,14 @@ class Reader:
         self.ids = np.array([*tokenizer.convert_tokens_to_ids(list(WORDS)), tokenizer.pad_token_id])
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
 
-    def packed(self, questions: Questions, rows: int, told: np.ndarray) -> Packed:
-        """Questions (rows * m) in `rows` packed rows, m each, behind their scenes in words (rows, p, 4)."""
+    def packed(self, questions: Questions, told: np.ndarray) -> Packed:
+        """Questions, equally many about each of the scenes in words (rows, p, 4) that stand before them."""
         each = [
             asked(self.ids[q[q != NONE]], [*self.ids[a[a != NONE]], self.end])
             for q, a in zip(questions.question, questions.answer)
         ]
-        m = len(each) // rows
-        packs = [each[i * m : (i + 1) * m] for i in range(rows)]
+        m = len(each) // len(told)
+        packs = [each[i : i + m] for i in range(0, len(each), m)]
         return pack(packs, self.pad, self.ids[told])  # NONE, -1, is the last of `ids`
 
 
@@ -55,14 +57,19 @@ class TextLessons:
     scenes_a_step: int
     questions: int  # about each of those scenes
 
-    def batch(self, step: int) -> tuple[Packed]:
+    def batch(self, step: int, share: Share) -> Batch:
         rng = np.random.default_rng([self.seed, 0, step])
         if step % 2:
             fact = self.facts.draw(self.facts_a_step, "text", rng)
-            return (self.reader.packed(*about(self.facts, fact, rng)),)
-        rows = rng.integers(0, len(self.scenes), self.scenes_a_step)
-        asked = ask(self.scenes, np.repeat(rows, self.questions), self.facts, "text", rng, TEXT_MIX)
-        return (self.reader.packed(asked, len(rows), in_words(self.scenes, rows)),)
+            questions, told = about(self.facts, fact, rng)
+        else:
+            rows = rng.integers(0, len(self.scenes), self.scenes_a_step)
+            each = np.repeat(rows, self.questions)
+            questions, told = (
+                ask(self.scenes, each, self.facts, "text", rng, TEXT_MIX),
+                in_words(self.scenes, rows),
+            )
+        return _shared(self.reader, questions, told, share)
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,25 @@ class ImageLessons:
     questions: int  # about each
     budgets: dict[int, float]  # V -> how often, cheap ones oftener (nested budgets); 0: no image
 
-    def batch(self, step: int) -> tuple[Packed, Features, int]:
+    def batch(self, step: int, share: Share) -> Batch:
         rng = np.random.default_rng([self.seed, 2, step])
         rows = rng.integers(0, len(self.scenes), self.images)
-        share = np.array(list(self.budgets.values()))
-        V = int(rng.choice(list(self.budgets), p=share / share.sum()))
-        asked = ask(self.scenes, np.repeat(rows, self.questions), self.facts, "train", rng, IMAGE_MIX)
-        packed = self.reader.packed(asked, len(rows), in_words(self.scenes, rows))
-        return packed, self.features[torch.from_numpy(rows)].to(torch.float32), V
+        often = np.array(list(self.budgets.values()))
+        V = int(rng.choice(list(self.budgets), p=often / often.sum()))
+        each = np.repeat(rows, self.questions)
+        questions = ask(self.scenes, each, self.facts, "train", rng, IMAGE_MIX)
+        seen = self.features[torch.from_numpy(rows[share.mine])].to(torch.float32)
+        return _shared(self.reader, questions, in_words(self.scenes, rows), share, seen, V)
+
+
+def _shared(reader: Reader, questions: Questions, told: np.ndarray, share: Share, *more: object) -> Batch:
+    """The rows of a batch that this process computes, with what else the model is given."""
+    mine = np.arange(len(told))[share.mine]
+    if not len(mine):
+        raise InputError(f"a batch of {len(told)} is too small for {share.of} processes")
+    m = len(questions) // len(told)
+    part = questions.take((mine[:, None] * m + np.arange(m)).ravel())
+    return Batch((reader.packed(part, told[mine]), *more), share.of * len(mine) / len(told))
 
 
 class Distilled(nn.Module):

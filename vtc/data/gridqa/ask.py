@@ -48,6 +48,10 @@ class Questions:
     def __len__(self) -> int:
         return len(self.scene)
 
+    def take(self, rows: np.ndarray) -> Questions:
+        """Those of the questions."""
+        return Questions(*(column[rows] for column in vars(self).values()))
+
     def text(self, i: int) -> tuple[str, str]:
         """Question i and its answer as a reader sees them."""
         question, answer = (
@@ -78,8 +82,8 @@ def ask(
     return _in_rows(facts, rows, task, mark, place, known)
 
 
-def about(facts: Facts, fact: np.ndarray, rng: np.random.Generator) -> tuple[Questions, int, np.ndarray]:
-    """Facts (n,) as text teaches them -> n questions, n, and scenes of one mark in words (n, 1, 4)."""
+def about(facts: Facts, fact: np.ndarray, rng: np.random.Generator) -> tuple[Questions, np.ndarray]:
+    """Facts (n,) as text teaches them -> questions, and scenes of one mark in words (n, 1, 4)."""
     n, subject = len(fact), fact // facts.config.entities
     land, digit = np.divmod(subject, len(words.DIGITS))
     place = rng.integers(0, len(words.X), (n, 2))
@@ -87,7 +91,7 @@ def about(facts: Facts, fact: np.ndarray, rng: np.random.Generator) -> tuple[Que
         number(g, w) for g, w in zip((words.X, words.Y, words.DIGITS, words.LANDS), (*place.T, digit, land))
     ]
     each, zero = np.arange(n), np.zeros(n, int)
-    return _in_rows(facts, each, zero + 1, zero, np.full((n, 2), NONE), fact), n, np.stack(told, -1)[:, None]
+    return _in_rows(facts, each, zero + 1, zero, np.full((n, 2), NONE), fact), np.stack(told, -1)[:, None]
 
 
 def _in_rows(facts: Facts, scene, task, mark, place: np.ndarray, known: np.ndarray) -> Questions:
