@@ -1,18 +1,19 @@
 """Few visual tokens or a small LLM? A runnable companion to arXiv 2411.03312.
 
-The flow, one module an arrow:
+The flow, one folder a step:
 
-    profiles    how many, how large, how long
-    data        images + questions
-    tower       images -> features of s patches
-    compressors features (+ question) -> V visual tokens
-    llm, prompt, vlm, generate
-                V visual tokens + Q text tokens -> LLM of N parameters -> answer
-    train       one recipe for every cell of the sweep;  evaluate  answers -> error Y
-    bench       the clock;  cost  the same work counted, no clock
-    scaling     errors -> law Y(N, V) with intervals -> frontier;  plan  law + cost -> which N and V
-    records     rows: find, measure what is missing, append;  figures  rows -> pictures
-    reproduce   the five notebooks in order, then our numbers beside the recorded ones and the paper's
+    profiles     how many, how large, how long;  shapes  one description of an LLM and of a tower
+    data         images + questions
+    compressors  features (+ question) -> V visual tokens
+    cost         what a request costs, counted: operations, bytes, memory, roofline seconds
+    models       images -> features of s patches (tower); V visual tokens + Q text tokens -> answer (LLM)
+    training     one recipe for every model: text, align, instruct
+    evaluation   answers -> error Y, and comparisons with intervals
+    benchmark    the clock
+    scaling      errors -> law Y(N, V) with intervals -> frontier -> plan
+    experiments  rows: find, measure what is missing, record; claims and their verdicts; reproduce
+    figures      a tidy frame in, a chart out
+    adapters     our compressors in other people's models;  commands  the command line
 
 Letters. Capitals are the paper's quantities, lower case are tensor axes.
 
