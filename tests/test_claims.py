@@ -251,3 +251,9 @@ def test_a_sweep_of_one_seed_and_few_cells_is_open_not_wrong():
     small = sweep[(sweep["seed"] == 0) & sweep["V"].isin([0, 1, 16]) & sweep["size"].isin(["xs", "s"])]
     found = [c for c in evidence.replicated(small) if isinstance(c, Claim)]
     assert found and {verdict(c) for c in found if not c.fault} <= {OPEN}
+
+
+def test_a_zoo_without_quecc_claims_nothing():
+    rows = store.recorded("05_zoo", P)
+    tasks = store.recorded("02_asked", P)["tasks"][0].split()
+    assert evidence.pairs(rows[rows["compressor"] == "pool"], tasks) == []

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
     )
+    parser.add_argument(
+        "--split", default="test", choices=("test", "validation"), help="test (default); choose by validation"
+    )
     parser.add_argument("--json", metavar="OUT", help="also write the row there")
 
 
@@ -38,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
             f"{args.model}: its grid is {model.config.grid}, profile {p.name} has {p.g}; use its own profile"
         )
     else:
-        row = measured(p, model)
+        row = measured(p, model, args.split)
     width = max(map(len, row))
     for name, value in row.items():
         print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")

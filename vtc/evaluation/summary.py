@@ -80,3 +80,29 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
     without, with_image = table[0], table[max(table.columns)]
     added = {"no image": without, "most tokens": with_image, "looking adds": with_image - without}
     return pd.DataFrame(added).reset_index()
+
+
+def lengths(questions: list[data.Question]) -> pd.DataFrame:
+    """Per task: number of questions, mean words of question and answer, and the commonest answer's score."""
+    families = {task: family for family, tasks in data.FAMILIES.items() for task in tasks}
+    frame = pd.DataFrame(
+        {
+            "task": q.task,
+            "question": len(q.text.split()),
+            "answer": len(q.answer.split()),
+            "said": q.answer,
+        }
+        for q in questions
+    )
+    grouped = frame.groupby("task", sort=False)
+    return pd.DataFrame(
+        {
+            "family": [families.get(task, "caption") for task in grouped.groups],
+            "questions": grouped.size(),
+            "question words": grouped["question"].mean().round(1),
+            "answer words": grouped["answer"].mean().round(1),
+            "commonest answer": grouped["said"]
+            .agg(lambda s: s.value_counts(normalize=True).iloc[0])
+            .round(3),
+        }
+    ).reset_index()

@@ -9,9 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from vtc import data, figures  # noqa: F401  (figures registers the theme)
-
-_FAMILY = {task: family for family, tasks in data.FAMILIES.items() for task in tasks}
+from vtc import figures
 
 
 def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.LayerChart:
@@ -43,31 +41,6 @@ def _url(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def lengths(questions: list[data.Question]) -> pd.DataFrame:
-    """Per task: number of questions, mean words of question and answer, and the commonest answer's score."""
-    frame = pd.DataFrame(
-        {
-            "task": q.task,
-            "question": len(q.text.split()),
-            "answer": len(q.answer.split()),
-            "said": q.answer,
-        }
-        for q in questions
-    )
-    grouped = frame.groupby("task", sort=False)
-    return pd.DataFrame(
-        {
-            "family": [_FAMILY.get(task, "caption") for task in grouped.groups],
-            "questions": grouped.size(),
-            "question words": grouped["question"].mean().round(1),
-            "answer words": grouped["answer"].mean().round(1),
-            "commonest answer": grouped["said"]
-            .agg(lambda s: s.value_counts(normalize=True).iloc[0])
-            .round(3),
-        }
-    ).reset_index()
-
-
 def give_away(frame: pd.DataFrame) -> alt.LayerChart:
     """Per task the share of its commonest answer: what may be had without looking."""
     rows = frame[frame["family"] != "caption"]
@@ -77,4 +50,4 @@ def give_away(frame: pd.DataFrame) -> alt.LayerChart:
     )
     bars = base.mark_bar().encode(color=alt.Color("family:N", title="family"))
     words = base.mark_text(align="left", dx=4).encode(text=alt.Text("commonest answer:Q", format=".2f"))
-    return (bars + words).properties(title="What the questions give away by themselves", height=240)
+    return figures.titled(bars + words, "What the questions give away by themselves", height=240)
