@@ -8,6 +8,7 @@ import shutil
 from vtc import InputError, data, profiles
 from vtc.data import llava
 from vtc.training import tower, user_data
+from vtc.training.device import is_main_process
 from vtc.training.stages import Case, check, checkpoints, train
 
 
@@ -48,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
         model.tower = tower.pretrained(p)
     else:
         model, notes = user_data.train(p, case, talks)
+    if not is_main_process():
+        return 0
     model.save_pretrained(args.out)
     shutil.rmtree(checkpoints(p, case, talks), ignore_errors=True)
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "

@@ -66,7 +66,6 @@ def resume(file: Path | None, learns: dict, optimizers: list) -> tuple[int, floa
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, p in learns.items():
         p.copy_(state[name].pop("w"))
-        # AdamW's count of steps, a scalar, stays on the host
-        owner[p].state[p] = {what: v.to(p.device if v.dim() else "cpu") for what, v in state[name].items()}
+        owner[p].state[p] = {what: v.to(p.device) for what, v in state[name].items()}
     notes, on = notes_of(file), next(iter(learns.values())).device
     return int(notes["step"]), notes["seconds"], list(state[""]["losses"].to(on))

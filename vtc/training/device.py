@@ -38,6 +38,11 @@ def device() -> torch.device:
     return PartialState().device
 
 
+def is_main_process() -> bool:
+    """Whether this is the first process of its torchrun, the one that writes; alone, it is."""
+    return PartialState().is_main_process
+
+
 @cache
 def bf16_is_fast(kind: str) -> bool:
     """Whether that kind of device multiplies bf16 faster than float32; of CPUs only some do."""

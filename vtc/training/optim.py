@@ -61,5 +61,7 @@ def make_optimizers(
         made.append(Muon([group], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
     if rest:
         betas = (0.9, 0.98) if muon else (0.9, 0.999)
-        made.append(torch.optim.AdamW([{"params": rest, "peak_lr": lr}], betas=betas, weight_decay=0.0))
+        made.append(
+            torch.optim.AdamW([{"params": rest, "peak_lr": lr}], betas=betas, weight_decay=0.0, fused=True)
+        )
     return made
