@@ -325,6 +325,19 @@ def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_p
         user_data.train(smoke, stages.Case("xs", 4, "quecc_shared", 0), said)
 
 
+@pytest.mark.parametrize("steered, rows, answers", [(False, 2, [2, 1]), (True, 3, [1, 1, 1])])
+def test_turns_of_a_conversation_are_learnt_behind_those_before_them(steered, rows, answers):
+    tokenizer = make_tokenizer()
+    said = [(0, "how many digits ?", "3"), (0, "describe ?", "red circle"), (1, "read the digits ?", "1")]
+    bank = Bank([data.Question(i, "user", q, a) for i, q, a in said], tokenizer, steered=steered)
+    assert len(bank.rows) == rows and bank.answers == answers
+    last = bank.rows[1 if steered else 0]
+    assert tokenizer.decode(last.ids) == "how many digits ? 3 <end> describe ? red circle <end>"
+    learnt = tokenizer.decode(last.ids[last.weight > 0])
+    assert learnt == ("red circle <end>" if steered else "3 <end> red circle <end>")
+    assert last.question == (4 + 2 + 2 if steered else 4)  # what steers: all that was said
+
+
 def test_own_images_train_save_and_answer(smoke, tmp_path):
     """LLaVA's format in, a saved model out, its answers scored: the door for people's own images."""
     turns = [{"from": "human", "value": "<image>\nwhat color ?"}, {"from": "gpt", "value": "red"}]

@@ -76,18 +76,23 @@ def measured(p: Profile, model: VLM, split: str = "test") -> dict[str, float]:
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
-    """A saved model on people's own conversations -> share exactly right, mean edit similarity, questions."""
-    talks = [(c.image, q, a) for c in said if c.image is not None for q, a in c.turns]
+    """A saved model on people's own conversations -> share exactly right, mean edit similarity, questions.
+
+    Turn by turn: each question is asked behind those before it and the model's own answers to them.
+    """
+    talks = [talk for talk in said if talk.image is not None]
     exact, similar = [], []
-    for start in bar(range(0, len(talks), 32), "questions"):
-        files, texts, right = zip(*talks[start : start + 32])
-        seen = features.of_files(model.eyes(), list(files), **model.compressor.of_tower)
-        longest = max(len(ids) for ids in model.tokenizer(list(right))["input_ids"]) + 1
-        for answer, truth in zip(model.generate(seen, list(texts), longest), right):
+    for start in bar(range(0, len(talks), 32), "conversations"):
+        part = talks[start : start + 32]
+        seen = features.of_files(model.eyes(), [talk.image for talk in part], **model.compressor.of_tower)
+        texts, right = ([[turn[i] for turn in talk.turns] for talk in part] for i in (0, 1))
+        longest = max(len(ids) for ids in model.tokenizer(sum(right, []))["input_ids"]) + 1
+        answers = model.generate(seen, texts, longest, conversation=True)
+        for answer, truth in zip(sum(answers, []), sum(right, [])):
             exact.append(answer == truth)
             similar.append(edit_similarity(answer, truth))
     return {
         "exact": float(np.mean(exact)),
         "edit_similarity": float(np.mean(similar)),
-        "questions": len(talks),
+        "questions": len(exact),
     }

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vtc import InputError, data
-from vtc.models.prompt import Packed, asked, pack
+from vtc.models.prompt import Packed, asked, conversation, pack
 from vtc.profiles import Schedule
 from vtc.training.device import Batch, Share
 
@@ -16,20 +16,30 @@ from vtc.training.device import Batch, Share
 class Bank:
     """Questions with answers as token ids, grouped by the scene (or image) they are about.
 
-    scene_text: the scenes told in words, for the stage in which the LLM has no image yet.
+    scene_text: the scenes told in words, for the stage in which the LLM has no image yet. steered: given
+    where an image's questions are turns of one conversation; see `vtc.models.prompt.conversation`.
     """
 
     def __init__(
-        self, questions: list[data.Question], tokenizer, scene_text: list[list[str]] | None = None
-    ) -> None:
+        self, questions: list[data.Question], tokenizer, scene_text: list[list[str]] | None = None,
+        steered: bool | None = None,
+    ) -> None:  # fmt: skip
         end, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         # few texts differ: tokenise each once
         texts = list(dict.fromkeys(text for q in questions for text in (q.text, q.answer)))
         ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
-        self.rows = [asked(ids[q.text], [*ids[q.answer], end]) for q in questions]
+        turns = [(ids[q.text], [*ids[q.answer], end]) for q in questions]
+        rows = [(q.image, asked(*turn)) for q, turn in zip(questions, turns)]
+        if steered is not None:
+            talks: dict[int, list[tuple]] = {}
+            for q, turn in zip(questions, turns):
+                talks.setdefault(q.image, []).append(turn)
+            rows = [(image, row) for image, talk in talks.items() for row in conversation(talk, steered)]
+        self.rows = [row for _, row in rows]
+        self.answers = [round(float(row.weight.sum())) for row in self.rows]  # in each row
         self.of: dict[int, list[int]] = {}  # scene -> its questions' rows
-        for row, q in enumerate(questions):
-            self.of.setdefault(q.image, []).append(row)
+        for i, (scene, _) in enumerate(rows):
+            self.of.setdefault(scene, []).append(i)
         self.anywhere = self.of.pop(-1, [])  # questions that need no scene
         self.scenes = np.array(sorted(self.of))
         self.scene_text = None if scene_text is None else _in_ids(scene_text, tokenizer)
@@ -77,12 +87,13 @@ def batches(
         rng = np.random.default_rng([*key, step])
         chosen, scenes = bank.choose(schedule.batch, schedule.pack, rng, free)
         drawn = (int(rng.choice(budgets)),) if budgets else ()  # on the host, where shapes are made
-        mine, all_answers = chosen[share.mine], sum(map(len, chosen))
+        mine = chosen[share.mine]
         if not mine:
             raise InputError(f"a batch of {schedule.batch} is too small for {share.of} processes")
         packed = bank.pack(mine, scenes[share.mine])
         image = () if features is None else (features[torch.from_numpy(scenes[share.mine])],)
-        return Batch((packed, *image, *drawn), share.of * sum(map(len, mine)) / all_answers)
+        here, everywhere = (sum(bank.answers[j] for rows in part for j in rows) for part in (mine, chosen))
+        return Batch((packed, *image, *drawn), share.of * here / everywhere)
 
     return batch
 

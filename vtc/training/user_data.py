@@ -17,9 +17,9 @@ from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints,
 def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
     """Align and instruct on these conversations, with the profile's tower.
 
-    Entries without an image are left out. A checkpoint's LLM brings its own tokenizer; otherwise the LLM is
-    fresh and its words are those of the data. Raises InputError where no entry has an image or a question is
-    too short.
+    Entries without an image are left out; a turn is learnt behind those before it. A checkpoint's LLM brings
+    its own tokenizer; otherwise the LLM is fresh and its words are those of the data. Raises InputError where
+    no entry has an image or a question is too short.
     """
     size, shown = p.size(case.size), [talk for talk in talks if talk.image is not None]
     if not shown:
@@ -30,8 +30,9 @@ def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, 
     torch.manual_seed(case.seed)
     eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
-    model.tower, bank = eyes, Bank(asked, tokenizer)
-    check_questions(model, [q.text for q in asked], [one.question for one in bank.rows])
+    model.tower, bank = eyes, Bank(asked, tokenizer, steered=model.compressor.needs_question)
+    texts = [q.text for q in asked]
+    check_questions(model, texts, [len(ids) for ids in tokenizer(texts)["input_ids"]])
     files = [talk.image for talk in shown]
     seen = features.of_user_images(p, eyes, files, **model.compressor.of_tower)
     budgets = nested_budgets(p) if case.V and compressors.entry(case.compressor).nested else ()
