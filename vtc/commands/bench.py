@@ -45,6 +45,8 @@ def _asked(args: argparse.Namespace) -> list[dict]:
     if args.Q < 1 or args.G < 2:
         raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
     V = _integers(args.V, "V")
+    if ":" in args.llm:  # an LLM of a profile sees by its tower
+        own["tower"] = args.llm.partition(":")[0]
     by = args.compressor.replace(",", " ").split()
     asked = [case(args.llm, V, by, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
     for c in asked:
