@@ -56,7 +56,7 @@ class Run:
         found: dict[str, list[dict]] = {}
         for path in sorted(self.folder.glob("*/rows/*/[!.]*.json")):
             case = json.loads(path.read_text())
-            name = json.dumps([case["table"], case["case"]], sort_keys=True)
+            name = json.dumps([path.parent.name, case["case"]], sort_keys=True)
             assert name not in found, f"{path}: a case twice"
             found[name] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in case["rows"]]
         return found
