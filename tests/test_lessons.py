@@ -18,7 +18,7 @@ from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.shapes import LLMShape, TowerShape
 from vtc.training.device import Share
-from vtc.training.lessons import Distilled, ImageLessons, Reader, TextLessons, seen_logits
+from vtc.training.lessons import Distilled, ImageLessons, InWords, Reader, TextLessons, seen_logits
 from vtc.training.loop import Stage, fit
 
 TOKENIZER = make_tokenizer(WORDS)
@@ -128,3 +128,29 @@ def test_both_stages_learn_and_the_teacher_does_not_change(told: VLM, lessons: I
         [learner(*lessons.batch(step, Share()).inputs).item() for step in range(6)]
     ) < 0.9 * np.mean(losses)
     assert all(torch.equal(teacher[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_targets_of_the_align_stage_are_the_words_of_a_window(told: VLM, lessons: ImageLessons) -> None:
+    """At one token all marks and the land; at 144 each mark in the patch of its place, by its own words."""
+    packed, _, _ = lessons.batch(0, Share()).inputs
+    aligned, embed = InWords(seeing(told)), told.llm.get_input_embeddings().weight
+    scene = packed.scene_text[0]
+    real = scene[scene[:, 0] != TOKENIZER.pad_token_id]
+    one, marks = aligned.target(packed.scene_text, 1)
+    expected = embed[real[:, :3]].sum((0, 1)) + embed[real[0, 3]]
+    assert torch.allclose(one[0, 0], expected, atol=1e-5) and marks[0, 0] == len(real)
+    many, marks = aligned.target(packed.scene_text, 144)
+    assert marks[0].sum() == len(real) and marks.max() == 1
+    for x, y, digit, land in real.tolist():
+        column, row = (int(word[1:]) for word in TOKENIZER.convert_ids_to_tokens([x, y]))
+        assert torch.allclose(many[0, row * 12 + column], embed[[x, y, digit, land]].sum(0), atol=1e-5)
+
+
+def test_the_align_stage_brings_tokens_to_their_words(told: VLM, lessons: ImageLessons) -> None:
+    learner = InWords(seeing(told))
+    some = [lessons.batch(step, Share()).inputs for step in range(12)]
+    before = np.mean([learner(*given).item() for given in some if given[2]])
+    frozen = learner.model.llm.get_input_embeddings().weight.clone()
+    fit(learner, Stage("align", 60, 1e-2, ("model.compressor",), 100), lessons.batch, None)
+    assert np.mean([learner(*given).item() for given in some if given[2]]) < 0.7 * before
+    assert torch.equal(frozen, learner.model.llm.get_input_embeddings().weight)

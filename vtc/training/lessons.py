@@ -5,6 +5,7 @@ Batches are made from the step's number, as `vtc.training.loop` wants them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,8 @@ from vtc import InputError
 from vtc.compressors.base import Features
 from vtc.data.gridqa.ask import NONE, Questions, about, ask, in_words
 from vtc.data.gridqa.facts import Facts
-from vtc.data.gridqa.words import WORDS
-from vtc.data.gridqa.world import Scenes
+from vtc.data.gridqa.words import WORDS, X, Y
+from vtc.data.gridqa.world import SIDE, Scenes
 from vtc.models.prompt import Packed, asked, pack
 from vtc.models.vlm import VLM
 from vtc.training.device import Batch, Share
@@ -104,6 +105,48 @@ def _shared(reader: Reader, questions: Questions, told: np.ndarray, share: Share
     m = len(questions) // len(told)
     part = questions.take((mine[:, None] * m + np.arange(m)).ravel())
     return Batch((reader.packed(part, told[mine]), *more), share.of * len(mine) / len(told))
+
+
+class InWords(nn.Module):
+    """A VLM whose visual tokens should be, to its LLM, the words of what their windows show: the align stage.
+
+    The target of a token is the sum of the embeddings of the marks that stand in its window (place and
+    digit) and of the land once, as in a scene told in words; both are compared at length 1. The LLM is not
+    run, so a step costs a quarter of one of the next stage.
+    """
+
+    def __init__(self, model: VLM, empty: float = 0.2) -> None:
+        super().__init__()
+        self.model, self.empty = model, empty  # weight of a token whose window holds no mark
+
+    def forward(self, packed: Packed, features: Features, V: int) -> Tensor:
+        model, told = self.model, packed.scene_text.to(self.model.device)
+        if not V:  # without an image there is nothing to align
+            return 0 * sum(p.sum() for p in model.compressor.parameters())
+        z, _ = model.at(V).encode_image(model.here(features), packed)  # (b, V, d)
+        if order := model.at(V).slot.order:
+            z = z[:, np.argsort(order)]  # in raster order again
+        target, marks = self.target(told, V)
+        apart = (F.normalize(z.float(), dim=-1) - F.normalize(target, dim=-1)).square().sum(-1)  # (b, V)
+        weight = torch.where(marks > 0, 1.0, self.empty)
+        return (apart * weight).sum() / weight.sum()
+
+    @torch.no_grad()
+    def target(self, told: Tensor, V: int) -> tuple[Tensor, Tensor]:
+        """A scene in words (b, p, 4) -> what V tokens should be (b, V, d), and how many marks each holds."""
+        embed, n = self.model.llm.get_input_embeddings(), math.isqrt(V)
+        real = told[..., 0] != self.model.tokenizer.pad_token_id  # (b, p)
+        x, y = ((told[..., i] - self.first[i]).clamp_min(0) * n // SIDE for i in (0, 1))
+        words = embed(told[..., :3]).sum(2) * real[..., None]
+        land = embed(told[:, :1, 3]).repeat(1, V, 1)
+        window = y * n + x  # (b, p)
+        marks = torch.zeros(len(told), V, device=told.device).scatter_add(1, window, real.float())
+        return land.scatter_add(1, window[..., None].expand_as(words), words), marks
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """Token ids of the first names of columns and rows."""
+        return tuple(self.model.tokenizer.convert_tokens_to_ids([X[0], Y[0]]))
 
 
 class Distilled(nn.Module):
