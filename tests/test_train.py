@@ -462,8 +462,10 @@ from vtc.shapes import LLMShape
 from vtc.training import loop
 from vtc.training.batches import Bank, batches
 from vtc.training.checkpoints import build_once
+from vtc.training.device import processes
 
 loop.autocast = lambda kind: torch.autocast(kind, enabled=False)  # float32, so that the sums agree
+assert processes().num_processes == int(sys.argv[1])  # as every entry into training asks first
 accelerator = Accelerator()
 assert accelerator.num_processes == int(sys.argv[1])
 tokenizer = make_tokenizer()

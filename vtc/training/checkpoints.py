@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vtc.files import file_lock, replacing
+from vtc.training.device import processes
 
 
 def save(tensors: dict[str, Tensor], file: Path, notes: dict[str, float] | None = None) -> None:
@@ -35,7 +35,7 @@ def build_once(file: Path, make: Callable[[], tuple[dict[str, Tensor], dict[str,
     Of several programs that ask, one makes it while the others wait; one that is killed leaves no lock. The
     processes of one torchrun make it together, since training is their joint work, and the first saves it.
     """
-    state = PartialState()
+    state = processes()
     with file_lock(file) if state.is_main_process else nullcontext():
         [missing] = broadcast_object_list([not file.exists()])
         if missing:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from os import environ
 
 import torch
 from accelerate import PartialState
+
+from vtc import InputError
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,26 @@ class Batch:
     weight: float = 1.0
 
 
+def processes() -> PartialState:
+    """This process among those of its torchrun; InputError where they would not work together."""
+    told = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    state = PartialState(cpu=told or not torch.accelerator.is_available())
+    asked = int(environ.get("WORLD_SIZE", 1))
+    if state.num_processes != asked:
+        raise InputError(
+            f"{asked} processes were asked for, {state.num_processes} work together: use torchrun"
+        )
+    return state
+
+
 def device() -> torch.device:
     """Where this process computes: its accelerator if there is one, else the CPU."""
-    return PartialState().device
+    return processes().device
 
 
 def is_main_process() -> bool:
     """Whether this is the first process of its torchrun, the one that writes; alone, it is."""
-    return PartialState().is_main_process
+    return processes().is_main_process
 
 
 @cache

@@ -22,7 +22,7 @@ from torch import nn
 
 from vtc.progress import bar
 from vtc.training import checkpoints
-from vtc.training.device import Batch, Share, autocast, prefetched
+from vtc.training.device import Batch, Share, autocast, prefetched, processes
 from vtc.training.optim import make_optimizers
 
 
@@ -63,6 +63,7 @@ def _fit(
     model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None
 ) -> dict[str, float]:
     # some steps may leave some weights out: without an image the compressor has no part
+    processes()  # first: it stops where they would not work together
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     on, share = accelerator.device, Share(accelerator.process_index, accelerator.num_processes)
     optimizers = make_optimizers(learns, stage.lr, stage.muon)
