@@ -154,3 +154,24 @@ def test_the_align_stage_brings_tokens_to_their_words(told: VLM, lessons: ImageL
     fit(learner, Stage("align", 60, 1e-2, ("model.compressor",), 100), lessons.batch, None)
     assert np.mean([learner(*given).item() for given in some if given[2]]) < 0.7 * before
     assert torch.equal(frozen, learner.model.llm.get_input_embeddings().weight)
+
+
+def test_the_llm_learns_at_a_share_of_the_rate(told: VLM, lessons: ImageLessons) -> None:
+    """One step of Muon moves a matrix by its rate, whatever its gradient; steps without an image too."""
+    budgets = {lessons.batch(step, Share()).inputs[2]: step for step in range(30)}  # V -> a step that has it
+    steps, moved = (budgets[4], budgets[0]), {}
+    for share in (1.0, 0.05):
+        learner = Distilled(seeing(told), told)
+        before = {name: weight.clone() for name, weight in learner.named_parameters()}
+        stage = Stage(
+            "instruct", 2, 1e-3, ("model.compressor", "model.llm"), 9, slow=("model.llm",), slow_share=share
+        )
+        fit(learner, stage, lambda step, mine: lessons.batch(steps[step], mine), None)
+        moved[share] = {name: (p - before[name]).norm().item() for name, p in learner.named_parameters()}
+    for name in (
+        "model.llm.model.layers.0.mlp.up_proj.weight",
+        "model.llm.model.layers.0.self_attn.o_proj.weight",
+    ):
+        assert moved[0.05][name] == pytest.approx(0.05 * moved[1.0][name], rel=0.25)
+    seen = "model.compressor.attend.kv_in.weight"
+    assert moved[0.05][seen] == pytest.approx(moved[1.0][seen], rel=0.1)

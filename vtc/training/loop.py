@@ -37,6 +37,8 @@ class Stage:
     checkpoint_every: int  # steps
     warmup: float = 0.05  # share of the steps in which the rate rises from nothing to its peak
     muon: bool = True  # see `make_optimizers`
+    slow: tuple[str, ...] = ()  # of those that learn, names under the model at `slow_share` of the rate
+    slow_share: float = 0.05
 
     def share_of_peak(self, step: int) -> float:
         """The learning rate at that step over its peak: up along a line, then down along a cosine to zero."""
@@ -66,7 +68,10 @@ def _fit(
     processes()  # first: it stops where they would not work together
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     on, share = accelerator.device, Share(accelerator.process_index, accelerator.num_processes)
-    optimizers = make_optimizers(learns, stage.lr, stage.muon)
+    slow = {name: p for name, p in learns.items() if stage.slow and name.startswith(stage.slow)}
+    rest = {name: p for name, p in learns.items() if name not in slow}
+    optimizers = make_optimizers(rest, stage.lr, stage.muon)
+    optimizers += make_optimizers(slow, stage.lr * stage.slow_share, stage.muon)
     model.to(on).train()
     first, before, recent = checkpoints.resume(file, learns, optimizers)
     prepared, *optimizers = accelerator.prepare(model, *optimizers)

@@ -18,6 +18,8 @@ class Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             learns = [p for p in group["params"] if p.grad is not None]
+            if not learns:  # without an image the compressor has no part in a step
+                continue
             grads = [p.grad for p in learns]
             kept = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in learns]
             torch._foreach_lerp_(kept, grads, 1 - group["momentum"])
