@@ -64,7 +64,7 @@ def test_facts_of_one_split_are_asked_in_no_other_and_text_teaches_all() -> None
 
 def test_facts_are_drawn_by_zipfs_law() -> None:
     rank = FACTS.rank(FACTS.draw(200_000, "text", np.random.default_rng(1)))
-    weight = 1 / (np.arange(len(FACTS)) + WORLD.offset)
+    weight = (np.arange(len(FACTS)) + WORLD.offset) ** -WORLD.zipf
     for first in (10, 100, 1000, 10_000):
         assert np.mean(rank < first) == pytest.approx(weight[:first].sum() / weight.sum(), abs=0.005)
 
@@ -73,9 +73,22 @@ def test_a_subjects_facts_follow_the_same_law() -> None:
     subject = np.full(100_000, 37)
     fact = FACTS.draw_about(subject, "text", np.random.default_rng(1))
     assert (fact // WORLD.entities == 37).all()
-    weight = 1 / (FACTS.rank(37 * WORLD.entities + np.arange(WORLD.entities)) + WORLD.offset)
+    rank = FACTS.rank(37 * WORLD.entities + np.arange(WORLD.entities))
+    weight = (rank + WORLD.offset) ** -WORLD.zipf
     share = np.bincount(fact % WORLD.entities, minlength=WORLD.entities) / len(fact)
     assert np.abs(share - weight / weight.sum()).max() < 0.005
+
+
+def test_questions_about_images_follow_the_law_of_the_facts() -> None:
+    """Marks are drawn as often as their facts are asked; then all facts are, by the law of their split."""
+    scenes = make_scenes(WORLD, 20_000, "test", 3, FACTS.subjects("test"))
+    rng = np.random.default_rng(0)
+    about = ask(scenes, np.tile(np.arange(20_000), 5), FACTS, "test", rng, (0, 1, 0, 0)).rank
+    alone = FACTS.rank(FACTS.draw(100_000, "test", rng))
+    for first in (10, 100, 1000, 10_000):
+        assert np.mean(about < first) == pytest.approx(np.mean(alone < first), abs=0.012)
+    marks = np.arange(scenes.digit.shape[1]) < scenes.marks[:, None]
+    assert np.array_equal(handwriting("test")[1][scenes.glyph[marks]], scenes.digit[marks])
 
 
 def test_answers_are_true() -> None:
@@ -101,14 +114,15 @@ def test_answers_are_true() -> None:
 
 
 def test_a_fact_needs_the_image() -> None:
-    """The best blind guess, the commonest answer to each question's text, is rarely right."""
-    scenes, q = asked("text", 60_000, (0, 1, 0, 0))
+    """The best blind guess, the commonest answer to each question's text, is right once in six at most."""
+    scenes = make_scenes(WORLD, 60_000, "train", 0, FACTS.subjects("text"))
+    q = ask(scenes, np.arange(60_000), FACTS, "text", np.random.default_rng(0), (0, 1, 0, 0))
     known = q.question[:, 2]
     right = 0
     for entity in np.unique(known):
         _, counts = np.unique(q.answer[known == entity, 1:3], axis=0, return_counts=True)
         right += counts.max()
-    assert right / len(q) < 0.12  # and the answer says the digit too
+    assert right / len(q) < 1 / 6
 
 
 def test_scenes_in_words_name_every_mark() -> None:

@@ -71,7 +71,7 @@ def ask(
     """One question about each of the scenes `rows` (n,), of the tasks in proportion to `mix`.
 
     Every mark of a scene is asked for as often as any other; of the facts about it those that `split` may
-    ask, by Zipf's law.
+    ask, by Zipf's law. Where scenes are made by `Facts.subjects`, all facts together follow that law too.
     """
     n = len(rows)
     task = rng.choice(len(TASKS), n, p=np.array(mix) / np.sum(mix))

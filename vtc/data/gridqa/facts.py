@@ -59,6 +59,11 @@ class Facts:
             found[split] = np.cumsum(w), np.cumsum(w.reshape(-1, self.config.entities), 1)
         return found
 
+    def subjects(self, split: str) -> np.ndarray:
+        """How often each digit of each land is asked about, (lands, 10), adding up to 1."""
+        sums = self._sums[split][1][:, -1]
+        return (sums / sums.sum()).reshape(self.config.lands, len(words.DIGITS))
+
     def draw(self, n: int, split: str, rng: np.random.Generator) -> np.ndarray:
         """n facts by Zipf's law, of those that this split may ask."""
         sums = self._sums[split][0]

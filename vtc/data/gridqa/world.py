@@ -36,7 +36,7 @@ class WorldConfig:
     lands: int = len(words.LANDS)
     entities: int = len(words.ENTITIES)
     zipf: float = 1.0  # the fact of rank r is taught and asked in proportion to 1 / (r + offset)^zipf
-    offset: float = 100.0  # so that no land and digit is asked about far more often than another
+    offset: float = 100.0  # keeps the head flat: the best guess without the image is right once in eight
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,18 @@ def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[rows].reshape(-1, 8, 8).astype(np.float32) / 16, values[rows]
 
 
-def make_scenes(config: WorldConfig, n: int, split: str, seed: int) -> Scenes:
-    """n scenes of that split (its handwriting), the same for the same seed."""
+def make_scenes(
+    config: WorldConfig, n: int, split: str, seed: int, subjects: np.ndarray | None = None
+) -> Scenes:
+    """n scenes of that split (its handwriting), the same for the same seed.
+
+    subjects: how often each digit stands in each land, (lands, 10), as `Facts.subjects` gives it, so that a
+    question about any mark asks each fact as often as the world's law says; None: all alike.
+    """
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     fit = np.exp(rng.uniform(np.log(config.least), np.log(config.most), n))
     rows, cols = (np.minimum(fit.astype(int), most) for most in (config.rows, config.cols))
     m = config.rows * config.cols
-    _, values = handwriting(split)
-    glyph = rng.integers(0, len(values), (n, m))
     pitch = 1 / fit[:, None]  # of the image's side
     corner = rng.random((n, 2)) * (1 - np.stack([cols, rows], -1) * pitch)  # of the block
     mark = np.arange(m)[None]  # in reading order
@@ -93,5 +97,11 @@ def make_scenes(config: WorldConfig, n: int, split: str, seed: int) -> Scenes:
     side = rng.uniform(0.8, 0.95, (n, m, 1)) * pitch[..., None]
     centre = np.clip(centre, side / 2, 1 - side / 2)
     box = np.concatenate([centre, side], -1)
-    land = rng.integers(0, config.lands, n)
-    return Scenes(land, fit, rows, cols, values[glyph], glyph, box, seed)
+    often = np.ones((config.lands, 10)) if subjects is None else subjects
+    land = rng.choice(config.lands, n, p=often.sum(1) / often.sum())
+    digits = np.cumsum(often / often.sum(1, keepdims=True), 1)[land]  # (n, 10)
+    digit = np.minimum((rng.random((n, m))[..., None] > digits[:, None]).sum(-1), 9)
+    _, values = handwriting(split)
+    by_value, first = np.argsort(values, kind="stable"), np.searchsorted(np.sort(values), np.arange(11))
+    glyph = by_value[(first[digit] + rng.random((n, m)) * np.diff(first)[digit]).astype(int)]
+    return Scenes(land, fit, rows, cols, digit, glyph, box, seed)
