@@ -77,7 +77,7 @@ def test_the_runner_gives_the_logits_and_tokens_of_transformers(kv_heads, bias, 
         assert torch.allclose(runner.logits(runner.prefill(x[:, 7:], past=7))[:, 0], wanted, atol=1e-5)
         assert torch.equal(runner.generate(x, 9), tokens)
         assert torch.equal(Plain(model).generate(x, 9), tokens)
-    assert runner.kv_bytes > 0
+    assert runner.case.cache.nbytes > 0
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -134,9 +134,9 @@ def test_two_sizes_of_request_keep_their_own_cache_and_the_longer_is_larger():
     runner = Runner(llm())
     few, many = torch.randn(1, 20, 64), torch.randn(1, 200, 64)
     wanted = runner.generate(few, 5)
-    assert (small := runner.kv_bytes) > 0
+    assert (small := runner.case.cache.nbytes) > 0
     runner.generate(many, 5)
-    assert runner.kv_bytes > 3 * small
+    assert runner.case.cache.nbytes > 3 * small
     assert torch.equal(runner.generate(few, 5), wanted)
 
 

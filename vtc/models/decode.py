@@ -42,13 +42,13 @@ class Engine:
         if position_ids is None:
             position_ids = torch.full((1, 1), past, device=ids.device)
         self.begin(ids, past, steps, position_ids, mask)
-        said, done = [ids], ids == end if end is not None else None
+        said, done = [ids], torch.zeros_like(ids, dtype=torch.bool)
         for i in range(steps):
-            if done is not None and i % self.every == 0 and bool(done.all()):
-                break
+            if end is not None:
+                done |= said[-1] == end
+                if i % self.every == 0 and bool(done.all()):
+                    break
             said.append(self.next(i))
-            if done is not None:
-                done = done | (said[-1] == end)
         return torch.stack(said, -1)
 
     @torch.inference_mode()

@@ -55,9 +55,8 @@ def answers(
 def _check(model: VLM, images: Features | Tensor | None, questions: list, shuffled: list[str] | None) -> None:
     name = model.config.compressor
     if images is not None and len(images) != len(questions):
-        raise InputError(
-            f"{len(images)} images, {len(questions)} questions: give one, or one list of them, an image"
-        )
+        found = f"{len(images)} images, {len(questions)} questions"
+        raise InputError(f"{found}: give one, or one list of them, an image")
     if shuffled is not None and model.question_first:
         raise InputError(f"shuffled: {name} reads it where the LLM does; use one such as quecc")
     if shuffled is not None and (not isinstance(questions[0], str) or len(shuffled) != len(questions)):

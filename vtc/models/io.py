@@ -46,10 +46,8 @@ def load(cls: type[VLM], folder: Path) -> VLM:
         weights = load_file(folder / WEIGHTS)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, TypeError, ValueError, AttributeError, SafetensorError) as e:
-        found = str(e).splitlines()[0]
-        raise InputError(
-            f"{folder}: no saved model ({found}); expected {CONFIG}, {WEIGHTS}, tokenizer.json"
-        ) from None
+        problem = f"{folder}: no saved model ({str(e).splitlines()[0]})"
+        raise InputError(f"{problem}; expected {CONFIG}, {WEIGHTS}, tokenizer.json") from None
     shape, tower = TowerShape.saved(config.tower, config.grid), None
     if any(name.startswith("tower.") for name in weights):
         tower = Tower(shape).requires_grad_(False)

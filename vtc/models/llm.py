@@ -12,10 +12,11 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
@@ -46,10 +47,8 @@ def _loaded(what: type, checkpoint: str, **options: str):
     try:
         return what.from_pretrained(checkpoint, **options)
     except (OSError, ValueError) as e:
-        problem = str(e).splitlines()[0]
-        raise InputError(
-            f"LLM {checkpoint!r} could not be loaded ({problem}); give a hub id or folder"
-        ) from None
+        problem = f"LLM {checkpoint!r} could not be loaded ({str(e).splitlines()[0]})"
+        raise InputError(f"{problem}; give a hub id or folder") from None
 
 
 def lean(
@@ -117,22 +116,26 @@ class _RMS(torch.autograd.Function):
         return inner.addcmul_(normed, along, value=-1).mul_(inverse), to_weight, None
 
 
-def make_llm(size: LLMShape, vocabulary: int) -> Qwen2ForCausalLM:
+def make_llm(size: LLMShape, vocabulary: int) -> PreTrainedModel:
     """The LLM of that size: its checkpoint's weights, or fresh ones with attention written out."""
     if size.checkpoint:
         return _loaded(AutoModelForCausalLM, size.checkpoint, attn_implementation="sdpa")
-    config = Qwen2Config(
+    return empty_llm(llm_config(size, vocabulary), LEAN)
+
+
+def llm_config(size: LLMShape, vocabulary: int) -> PreTrainedConfig:
+    """transformers' configuration of that shape: Qwen2's, or LLaMA's where q, k and v have no biases."""
+    of, rotary = Qwen2Config if size.bias else LlamaConfig, {"rope_type": "default", "rope_theta": 1e6}
+    return of(
         vocab_size=vocabulary, hidden_size=size.d, intermediate_size=size.d_ff, num_hidden_layers=size.layers,
-        num_attention_heads=size.heads, num_key_value_heads=size.kv_heads, tie_word_embeddings=size.tied,
-        max_position_embeddings=4096, initializer_range=size.d**-0.5, pad_token_id=0, eos_token_id=2,
-        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        num_attention_heads=size.heads, num_key_value_heads=size.kv_heads,
+        tie_word_embeddings=bool(size.tied), max_position_embeddings=4096, initializer_range=size.d**-0.5,
+        pad_token_id=0, eos_token_id=2, bos_token_id=None, rope_parameters=rotary,
     )  # fmt: skip
-    config._attn_implementation = LEAN
-    return swap_norms(Qwen2ForCausalLM(config))
 
 
 def empty_llm(config: PreTrainedConfig, attention: str) -> nn.Module:
-    """The LLM of a saved configuration, its weights still to be read."""
+    """The LLM of a configuration, its weights drawn anew."""
     llm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return swap_norms(llm) if attention == LEAN else llm
 

@@ -42,24 +42,18 @@ class Case:
 
     def __init__(self, runner: Runner, b: int, n: int, storage: Tensor):
         self.b, self.n = b, n
-        shape = (len(runner.layers), 2, b, runner.kv_heads, n, runner.head_dim)
-        self.cache = storage.view(shape)
+        self.cache = storage.view(len(runner.layers), 2, b, runner.kv_heads, n, runner.head_dim)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by m
         self.states: dict[int, dict[str, Tensor]] = {}  # by m
 
     def state(self, runner: Runner, m: int) -> dict[str, Tensor]:
         """Tokens, step, columns, rotary tables (step, b, m, 1, half) and mask: what a graph reads."""
         if m not in self.states:
-            b, n, on = self.b, self.n, self.cache.device
-            half = runner.head_dim // 2
-            self.states[m] = {
-                "ids": torch.zeros(b, m, dtype=torch.long, device=on),
-                "step": torch.zeros(1, dtype=torch.long, device=on),
-                "at": torch.zeros(m, dtype=torch.long, device=on),  # columns that the step writes
-                "cos": torch.zeros(n, b, m, 1, half, dtype=runner.dtype, device=on),
-                "sin": torch.zeros(n, b, m, 1, half, dtype=runner.dtype, device=on),
-                "mask": torch.zeros(b, 1, m, n, dtype=runner.dtype, device=on),
-            }
+            b, n, half = self.b, self.n, runner.head_dim // 2
+            whole = {"ids": (b, m), "step": (1,), "at": (m,)}  # at: columns that the step writes
+            other = {"cos": (n, b, m, 1, half), "sin": (n, b, m, 1, half), "mask": (b, 1, m, n)}
+            self.states[m] = {name: self.cache.new_zeros(s, dtype=torch.long) for name, s in whole.items()}
+            self.states[m] |= {name: self.cache.new_zeros(s) for name, s in other.items()}
         return self.states[m]
 
 
@@ -93,28 +87,21 @@ class Runner(Engine):
         self.case: Case | None = None
         self.kept = CASES
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the cache of the last request."""
-        return self.case.cache.numel() * self.case.cache.element_size()
-
     @torch.inference_mode()
     def reserve(self, b: int, tokens: int) -> None:
         """Make the cache for b rows of `tokens` columns; what another request left in it is lost."""
-        if self.device.type == "cpu":  # one storage serves all sizes in turn; it grows as it must
-            n = tokens + ROWS  # a padded prompt writes a few columns past its end
-            size = len(self.layers) * 2 * b * self.kv_heads * n * self.head_dim
+        on_cpu = self.device.type == "cpu"  # there a padded prompt writes a few columns past its end
+        n = tokens + ROWS if on_cpu else -(-tokens // BUCKET) * BUCKET
+        size = len(self.layers) * 2 * b * self.kv_heads * n * self.head_dim
+        if on_cpu:  # one storage serves all sizes in turn; it grows as it must
             if size > len(self.storage):
                 self.storage = torch.zeros(size, dtype=self.dtype)
             self.case = Case(self, b, n, self.storage[:size])
             return
-        key = b, -(-tokens // BUCKET) * BUCKET
-        if key not in self.cases:
-            size = len(self.layers) * 2 * b * self.kv_heads * key[1] * self.head_dim
-            zeros = torch.zeros(size, dtype=self.dtype, device=self.device)
-            self.cases[key] = Case(self, *key, zeros)
-        self.cases.move_to_end(key)
-        self.case = self.cases[key]
+        if (b, n) not in self.cases:
+            self.cases[b, n] = Case(self, b, n, torch.zeros(size, dtype=self.dtype, device=self.device))
+        self.cases.move_to_end((b, n))
+        self.case = self.cases[b, n]
         while len(self.cases) > self.kept:
             self.cases.popitem(last=False)
 

@@ -40,8 +40,8 @@ class Tower(nn.Module):
         keys (b, s, heads, d / heads) and a checkpoint's class token (b, d). side: the images are shrunk to so
         many patches a side first.
         """
-        images = images.to(self.mean.device)
-        x = images.permute(0, 3, 1, 2).float().div(255).sub(self.mean).div(self.std)  # (b, 3, pixels, pixels)
+        x = images.to(self.mean.device).permute(0, 3, 1, 2).float().div(255)  # (b, 3, pixels, pixels)
+        x = x.sub(self.mean).div(self.std)
         if side is not None:
             return self._smaller(side)._of(_shrunk(x, side * self.shape.patch), selecting)
         return self._of(x, selecting)
@@ -78,9 +78,7 @@ class Tower(nn.Module):
         """
         d = x.shape[-1]
         q, k = F.linear(x, attn.in_proj_weight[: 2 * d], attn.in_proj_bias[: 2 * d]).chunk(2, -1)
-        q, k = (
-            part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in (q, k)
-        )  # (b, h, 1 + s, c)
+        q, k = (x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for x in (q, k))  # (b, h, 1 + s, c)
         weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
         row = weights[:, :, 0] if self.shape.checkpoint else weights[:, :, 1:].mean(2)  # (b, h, 1 + s)
         return {"attention": row[..., 1:], "keys": k[:, :, 1:].transpose(1, 2)}
@@ -99,16 +97,12 @@ def _visual(shape: TowerShape) -> nn.Module:
         heads=shape.heads, mlp_ratio=shape.d_ff / shape.d, output_dim=shape.d,
     )  # fmt: skip
     g, quarter = shape.g, shape.d // 4
-    y, x = (
-        axis.flatten()[:, None] for axis in torch.meshgrid(*2 * [torch.arange(g).float()], indexing="ij")
-    )  # (s, 1)
+    place = torch.arange(g).float()
+    x, y = place.repeat(g)[:, None], place.repeat_interleave(g)[:, None]  # (s, 1) each
     waves = 1.5 / 20.0 ** (torch.arange(quarter) / quarter)
-    with (
-        torch.no_grad()
-    ):  # start from sines and cosines of the place: neighbours are then near each other at once
-        visual.positional_embedding[1:] = 0.3 * torch.cat(
-            [f(a * waves) for a in (x, y) for f in (torch.sin, torch.cos)], 1
-        )
+    # start from sines and cosines of the place: neighbours are then near each other at once
+    table = torch.cat([f(a * waves) for a in (x, y) for f in (torch.sin, torch.cos)], 1)  # (s, d)
+    visual.positional_embedding.data[1:] = 0.3 * table
     return visual
 
 
@@ -129,11 +123,9 @@ def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
             model = open_clip.create_model(made, pretrained="openai")
     except (OSError, RuntimeError, KeyError, ValueError) as e:
         known = "an open_clip id such as ViT-L-14-336, or a folder with open_clip_config.json and its weights"
-        raise InputError(
-            f"tower {name!r} could not be loaded ({str(e).splitlines()[0]}); expected {known}"
-        ) from None
-    visual = model.visual
-    blocks = visual.transformer.resblocks
+        problem = f"tower {name!r} could not be loaded ({str(e).splitlines()[0]})"
+        raise InputError(f"{problem}; expected {known}") from None
+    visual, blocks = model.visual, model.visual.transformer.resblocks
     shape = TowerShape(
         d=visual.conv1.out_channels, layers=len(blocks), heads=blocks[0].attn.num_heads,
         patch=visual.patch_size[0], levels=levels, pixels=visual.image_size[0],

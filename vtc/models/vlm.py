@@ -261,9 +261,7 @@ class VLM(PreTrainedModel):
     def eyes(self) -> Tower:
         """The tower, on the model's device; raises InputError where there is none."""
         if self.tower is None:
-            raise InputError(
-                "this model was built on cached features: give it a tower to answer about pixels"
-            )
+            raise InputError("model built on cached features: give it a tower to answer about pixels")
         return self.tower.to(self.device)
 
     # --- on the disk ---
