@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -72,10 +73,8 @@ def forget_peak(device: str = "cpu") -> None:
 
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):  # else the peak is that of the process so far
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak is then that of the process so far
 
 
 def peak_bytes(device: str = "cpu") -> float:

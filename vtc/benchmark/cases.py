@@ -86,9 +86,8 @@ def prompts(p: Profile) -> list[dict]:
 
 def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
     """The shapes of a case; raises InputError for names that are not known."""
-    name, tower = c["llm"], cost.CLIP_L_336
-    if c["tower"] != "clip":
-        tower = profiles.get(c["tower"]).tower
+    name = c["llm"]
+    tower = cost.CLIP_L_336 if c["tower"] == "clip" else profiles.get(c["tower"]).tower
     if ":" in name:
         profile, _, size = name.partition(":")
         return replace(profiles.get(profile).size(size), vocab=WORDS), tower

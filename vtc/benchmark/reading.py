@@ -36,10 +36,10 @@ def with_tower(rows: pd.DataFrame) -> pd.DataFrame:
     precision and batch are pooled; else two compressors "from pixels" would compare two moments of a machine.
     """
     tower, rest = rows[rows["stage"] == "tower"], rows[rows["stage"] != "tower"]
-    pooled = [
-        {**dict(zip(TOWER, key)), **_pooled(group), "floor_ms": group["floor_ms"].min()}
-        for key, group in tower.groupby(TOWER)
-    ]
+    pooled = []
+    for key, group in tower.groupby(TOWER):
+        samples = np.concatenate([listed(cell) for cell in group["samples_ms"]])
+        pooled.append(dict(zip(TOWER, key)) | summary(samples) | {"floor_ms": group["floor_ms"].min()})
     if not pooled:
         return rest
     kept = ["llm", "LLM", "compressor", "question", "V", "Q", "q", "G", *TOWER]
@@ -50,12 +50,9 @@ def with_tower(rows: pd.DataFrame) -> pd.DataFrame:
 TOWER = ["device", "dtype", "batch", "tower"]  # what a tower's time depends on
 
 
-def _samples(cell: str | list) -> list[float]:
+def listed(cell: str | list) -> list:
+    """A list that a cell holds; rows that were read from a file hold it as JSON."""
     return json.loads(cell) if isinstance(cell, str) else cell
-
-
-def _pooled(group: pd.DataFrame) -> dict:
-    return summary(np.concatenate([_samples(cell) for cell in group["samples_ms"]]))
 
 
 CONFIGURATION = ["llm", "tokens", "Q", "q", "batch", "compressor", "question", "tower", "dtype", "on"]
@@ -92,7 +89,7 @@ def against_baseline(clock: pd.DataFrame) -> pd.DataFrame:
         at = group.set_index("stage")
         for what in ("one token", "all tokens"):
             ours, theirs = at.loc[f"ours {what}"], at.loc[f"baseline {what}"]
-            found = ratio(_samples(theirs["samples_ms"]), _samples(ours["samples_ms"]))
+            found = ratio(listed(theirs["samples_ms"]), listed(ours["samples_ms"]))
             ms = {"ours_ms": ours["median_ms"], "baseline_ms": theirs["median_ms"]}
             out.append(dict(zip(same, key)) | {"what": what} | ms | dict(zip(TURNS, found.values())))
     return pd.DataFrame(out, columns=[*same, "what", "ours_ms", "baseline_ms", *TURNS])
@@ -111,8 +108,7 @@ def of_one_run(clock: pd.DataFrame) -> pd.DataFrame:
     best = clock.groupby(["device", "dtype", day])[["peak_flops", "bandwidth"]].transform("max")
     clock = clock.assign(**best)
     for row in clock[clock["parts"].notna()].itertuples():
-        parts = json.loads(row.parts) if isinstance(row.parts, str) else row.parts
-        found = floor(parts, row.median_ms, row.peak_flops, row.bandwidth)
+        found = floor(listed(row.parts), row.median_ms, row.peak_flops, row.bandwidth)
         clock.loc[row.Index, list(found)] = list(found.values())
     return clock
 
@@ -130,13 +126,13 @@ def floor(parts: list, ms: float, peak_flops: float, bandwidth: float) -> dict:
     return {"floor_ms": least, "binds": binds, "share": least / ms}
 
 
-def floors(clock: pd.DataFrame, stages: tuple[str, ...] = ("prefill", "decode")) -> pd.DataFrame:
-    """Measured milliseconds beside the counted floor, what binds, and the share of the floor's speed reached.
+def floors(clock: pd.DataFrame) -> pd.DataFrame:
+    """Measured milliseconds of prefill and decode, the counted floor, what binds, the share of it reached.
 
     `of_matmul`: operations a second over those of torch.matmul alone on large squares, the usual yardstick.
     """
     timed = ok(clock)
-    timed = timed[timed["stage"].isin(stages) & (timed["repeat"] == 0)]
+    timed = timed[timed["stage"].isin(["prefill", "decode"]) & (timed["repeat"] == 0)]
     of_matmul = timed["flops"] / (timed["median_ms"] / 1e3) / timed["peak_plain_flops"]
     names = ["llm", "dtype", "batch", "tokens", "stage", "median_ms", "floor_ms", "binds", "share"]
     return timed[names].assign(of_matmul=of_matmul).drop_duplicates(ignore_index=True)
@@ -155,7 +151,7 @@ def speedups(clock: pd.DataFrame) -> pd.DataFrame:
         at = group.set_index("V")
         first = at.loc[at["stage"] == "ttft", times]
         tower = at.loc[at["stage"] == "tower", times].reindex(first.index)
-        if tower.empty or tower.isna().all().all():
+        if tower.isna().all(axis=None):
             continue
         for what, took in (("from features", first), ("from pixels", first + tower)):
             took = took[took.index > 0]
@@ -177,12 +173,10 @@ def gains(clock: pd.DataFrame) -> pd.DataFrame:
     wide = rows[rows["stage"].isin(["ttft", "decode"])].pivot_table(
         index=["LLM", "Q", "G", "V"], columns="stage", values=["median_ms", "floor_ms"]
     )
-    times = {}
-    for what, column in (("measured", "median_ms"), ("counted", "floor_ms")):
-        first, later = wide[column, "ttft"], wide[column, "decode"]
-        steps = wide.index.get_level_values("G") - 1
-        times[what] = pd.concat({"first token": first, "whole answer": first + steps * later}, names=["time"])
-    frame = pd.DataFrame(times)
+    wide = wide.rename(columns={"median_ms": "measured", "floor_ms": "counted"}, level=0)
+    first, later = wide.xs("ttft", axis=1, level=1), wide.xs("decode", axis=1, level=1)
+    whole = first.add(later.mul(wide.index.get_level_values("G") - 1, axis=0))
+    frame = pd.concat({"first token": first, "whole answer": whole}, names=["time"])
     V = frame.index.get_level_values("V")
     least, most = (frame[V == v].droplevel("V") for v in (V.min(), V.max()))
     return (most / least).assign(V=int(V.max()), least=int(V.min())).reset_index()

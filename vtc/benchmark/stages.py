@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from vtc.benchmark.clock import in_turn, summary
 from vtc.benchmark.peaks import DTYPES, peaks
 from vtc.benchmark.reading import floor
 from vtc.models import generate
-from vtc.models.llm import make_tokenizer
+from vtc.models.llm import empty_llm, llm_config, make_tokenizer
 from vtc.models.runner import Runner
 from vtc.models.tower import Tower
 from vtc.models.vlm import VLM, VLMConfig
@@ -32,17 +33,10 @@ Key = tuple[int, str, str]  # V, compressor ("": the same for all), stage
 
 
 def random_llm(shape: LLMShape, dtype: torch.dtype, device: str) -> nn.Module:
-    """transformers' Qwen2 (LLaMA where q, k, v have no biases) of that shape, weights drawn on the device."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    of, build = (Qwen2Config, Qwen2ForCausalLM) if shape.bias else (LlamaConfig, LlamaForCausalLM)
-    config = of(
-        vocab_size=shape.vocab, hidden_size=shape.d, intermediate_size=shape.d_ff,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, tie_word_embeddings=bool(shape.tied), pad_token_id=0,
-    )  # fmt: skip
+    """transformers' LLM of that shape with its default attention, weights drawn on the device."""
+    config = llm_config(shape, shape.vocab)
     with torch.device("meta"):
-        llm = build(config)
+        llm = empty_llm(config, "sdpa")
     rotary = type(llm.model.rotary_emb)(config=config).to(device)  # tables are computed, not weights
     llm = llm.to(dtype).to_empty(device=device)
     llm.model.rotary_emb = rotary
@@ -146,13 +140,8 @@ class Bench:
 
     def model(self, V: int, name: str) -> VLM:
         """The model that answers with V tokens of that compressor."""
-        config = VLMConfig(
-            llm=self.llm.config.to_dict(),
-            tower=asdict(self.eyes),
-            grid=self.eyes.g,
-            compressor=name,
-            tokens=V,
-        )
+        parts = {"llm": self.llm.config.to_dict(), "tower": asdict(self.eyes)}
+        config = VLMConfig(**parts, grid=self.eyes.g, compressor=name, tokens=V)
         model = VLM(config, self.llm, self.tokenizer, self.tower).eval().requires_grad_(False)
         for part in (model.compressor, model.projector):
             part.to(self.on, self.dtype)
@@ -218,26 +207,24 @@ class Bench:
         """`VLM.generate` from features, and the same model with transformers' `generate`, its defaults."""
         G, asked = self.c["G"], [self.question] * self.batch
 
-        def ours(G: int) -> Callable:
-            return lambda: model.generate(self.features, asked, G)
+        def theirs(G: int) -> list[str]:
+            ids = self.tokenizer(asked, return_tensors="pt")["input_ids"].to(self.on)
+            read = None
+            if model.compressor.needs_question:
+                lengths = torch.full_like(ids[:, :1], ids.shape[1])
+                read = model.question_vectors(ids[:, None], lengths)
+            z = model.projector(model.compressor(self.features, read))
+            x = torch.cat([z, self.llm.get_input_embeddings()(ids)], 1)
+            said = self.llm.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
+            return self.tokenizer.batch_decode(said)
 
-        def theirs(G: int) -> Callable:
-            def answer() -> list[str]:
-                ids = self.tokenizer(asked, return_tensors="pt")["input_ids"].to(self.on)
-                read = None
-                if model.compressor.needs_question:
-                    lengths = torch.full_like(ids[:, :1], ids.shape[1])
-                    read = model.question_vectors(ids[:, None], lengths)
-                z = model.projector(model.compressor(self.features, read))
-                x = torch.cat([z, self.llm.get_input_embeddings()(ids)], 1)
-                said = self.llm.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
-                return self.tokenizer.batch_decode(said)
-
-            return answer
-
-        calls = {"ours one token": ours(1), "ours all tokens": ours(G)}
-        calls |= {"baseline one token": theirs(1), "baseline all tokens": theirs(G)}
-        return {(V, name, stage): call for stage, call in calls.items()}
+        ways = {"ours": partial(model.generate, self.features, asked), "baseline": theirs}
+        lengths = {"one token": 1, "all tokens": G}
+        return {
+            (V, name, f"{whose} {what}"): partial(way, n)
+            for whose, way in ways.items()
+            for what, n in lengths.items()
+        }
 
 
 def _floor(stage: str, work: dict, peaks: dict[str, float], samples: list[float]) -> dict:

@@ -27,9 +27,8 @@ def table(p: Profile, stem: str = STEM) -> pd.DataFrame:
         return of_one_run(recorded)
     wanted = CASES[stem](p)
     if any(c["on"] == "cuda" for c in wanted) and not has_cuda():
-        raise InputError(
-            f"profile {p.name} clocks a GPU; none was found and no rows are recorded: use laptop"
-        )
+        problem = f"profile {p.name} clocks a GPU; none was found and no rows are recorded"
+        raise InputError(f"{problem}: use laptop")
     return of_one_run(store.table(stem, p, wanted, measure, recipe_free=True))
 
 
