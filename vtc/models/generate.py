@@ -108,10 +108,8 @@ def _answer(
     inside = model.compressor.cost_class == "D" and model.V > 0  # tokens are dropped by hooks in the LLM
     engine = Plain(model.llm) if inside else engine_of(model.llm, precision(model.llm))
     apart = model.compressor.needs_question or model.compressor.fuses or isinstance(engine, Plain)
-    if apart:  # a question a row
-        packed = _pack(model, [[ids] for row in rows for ids in row])
-    else:  # the questions of an image in one row, behind one set of visual tokens
-        packed = _pack(model, rows)
+    # a question a row, or the questions of an image in one row, behind one set of visual tokens
+    packed = _pack(model, [[ids] for row in rows for ids in row] if apart else rows)
     steers = _pack(model, read) if model.compressor.needs_question else packed
     batch = _Batch(model, engine, features, packed, steers, owner if apart else None)
     with batch.dropping() if inside else nullcontext():

@@ -42,9 +42,8 @@ def processes() -> PartialState:
     state = PartialState(cpu=told or not torch.accelerator.is_available())
     asked = int(environ.get("WORLD_SIZE", 1))
     if state.num_processes != asked:
-        raise InputError(
-            f"{asked} processes were asked for, {state.num_processes} work together: use torchrun"
-        )
+        found = f"{asked} processes were asked for, {state.num_processes} work together"
+        raise InputError(f"{found}: use torchrun")
     return state
 
 

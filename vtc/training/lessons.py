@@ -66,10 +66,8 @@ class TextLessons:
         else:
             rows = rng.integers(0, len(self.scenes), self.scenes_a_step)
             each = np.repeat(rows, self.questions)
-            questions, told = (
-                ask(self.scenes, each, self.facts, "text", rng, TEXT_MIX),
-                in_words(self.scenes, rows),
-            )
+            questions = ask(self.scenes, each, self.facts, "text", rng, TEXT_MIX)
+            told = in_words(self.scenes, rows)
         return _shared(self.reader, questions, told, share)
 
 
@@ -176,9 +174,6 @@ class Distilled(nn.Module):
 def seen_logits(model: VLM, packed: Packed, features: Features, V: int) -> Tensor:
     """Logits of answer tokens with V visual tokens in place of the scene in words; V = 0: with neither."""
     if not V:
-        return model.logits(
-            replace(
-                packed, scene_text=torch.full_like(packed.scene_text[:, :1], model.tokenizer.pad_token_id)
-            )
-        )
+        nothing = torch.full_like(packed.scene_text[:, :1], model.tokenizer.pad_token_id)
+        return model.logits(replace(packed, scene_text=nothing))
     return model.at(V).logits(replace(packed, scene_text=None), features)

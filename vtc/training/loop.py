@@ -61,9 +61,7 @@ def fit(
         return _fit(model, learns, stage, batch, folder and folder / f"{stage.name}.safetensors")
 
 
-def _fit(
-    model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None
-) -> dict[str, float]:
+def _fit(model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None) -> dict:
     # some steps may leave some weights out: without an image the compressor has no part
     processes()  # first: it stops where they would not work together
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
@@ -90,11 +88,8 @@ def _fit(
         prepared.zero_grad()
         losses.append(loss.detach())
         done = step + 1
-        if (
-            file
-            and (done % stage.checkpoint_every == 0 or done == stage.steps)
-            and accelerator.is_main_process
-        ):
+        due = done % stage.checkpoint_every == 0 or done == stage.steps
+        if file and due and accelerator.is_main_process:
             seconds = before + time.perf_counter() - began
             checkpoints.keep(file, learns, optimizers, done, seconds, list(losses))
     loss = accelerator.reduce(torch.stack(list(losses)).mean(), "mean") if losses else math.nan

@@ -53,17 +53,15 @@ def make_optimizers(
     Each group keeps its peak rate as `peak_lr`. In one run of 1,000 steps the tower named .86 of unseen
     digits' patches with Muon, .30 with AdamW alone.
     """
-    inside = {
-        n: p for n, p in learns.items() if muon and p.dim() == 2 and "embed" not in n and "lm_head" not in n
-    }
-    rest = [p for n, p in learns.items() if n not in inside]
+    inside, rest = [], []
+    for name, p in learns.items():
+        outside = not muon or p.dim() != 2 or "embed" in name or "lm_head" in name
+        (rest if outside else inside).append(p)
     made: list[torch.optim.Optimizer] = []
     if inside:
-        group = {"params": list(inside.values()), "peak_lr": 3 * lr}
+        group = {"params": inside, "peak_lr": 3 * lr}
         made.append(Muon([group], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        betas = (0.9, 0.98) if muon else (0.9, 0.999)
-        made.append(
-            torch.optim.AdamW([{"params": rest, "peak_lr": lr}], betas=betas, weight_decay=0.0, fused=True)
-        )
+        group, betas = {"params": rest, "peak_lr": lr}, (0.9, 0.98) if muon else (0.9, 0.999)
+        made.append(torch.optim.AdamW([group], betas=betas, weight_decay=0.0, fused=True))
     return made

@@ -34,7 +34,7 @@ from vtc import InputError, compressors, data
 from vtc.compressors.base import Features
 from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.models.vlm import VLM, VLMConfig, text_model
-from vtc.profiles import Profile
+from vtc.profiles import Profile, Recipe
 from vtc.shapes import LLMShape
 from vtc.training import features, tower
 from vtc.training.batches import Bank, batches
@@ -77,13 +77,18 @@ def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
 
 def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> tuple[dict, dict]:
     """The text stage -> the LLM's weights, and how its training went."""
-    r = p.recipe
-    free = max(r.text.pack // 4, 1)  # questions about no scene: facts
-    batch = batches(text_bank(p, tokenizer), r.text, (seed, TEXT), free)
-    lr = r.lr(r.text, llm.config.hidden_size)
-    stage = Stage("text", r.text.steps, lr, ("llm",), r.checkpoint_every, r.warmup, r.muon)
+    free = max(p.recipe.text.pack // 4, 1)  # questions about no scene: facts
+    batch = batches(text_bank(p, tokenizer), p.recipe.text, (seed, TEXT), free)
+    stage = _stage(p.recipe, "text", llm.config.hidden_size, ("llm",))
     notes = fit(text_model(llm, tokenizer), stage, batch, folder)
     return {k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, notes
+
+
+def _stage(recipe: Recipe, name: str, d: int, trains: tuple[str, ...]) -> Stage:
+    """The recipe's stage of that name for an LLM of width d."""
+    schedule = getattr(recipe, name)
+    more = recipe.checkpoint_every, recipe.warmup, recipe.muon
+    return Stage(name, schedule.steps, recipe.lr(schedule, d), trains, *more)
 
 
 def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
@@ -179,13 +184,9 @@ def align_and_instruct(
     if case.V:  # without an image there is nothing to align
         first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
         batch = batches(captions, r.align, (case.seed, ALIGN), _free(captions), seen, budgets or first)
-        rate = r.lr(r.align, d)
-        stage = Stage("align", r.align.steps, rate, between, r.checkpoint_every, r.warmup, r.muon)
-        aligned = fit(learner, stage, batch, folder)
+        aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
     batch = batches(questions, r.instruct, (case.seed, INSTRUCT), _free(questions), seen, budgets)
-    rate, learns = r.lr(r.instruct, d), (*between, f"{root}llm")
-    stage = Stage("instruct", r.instruct.steps, rate, learns, r.checkpoint_every, r.warmup, r.muon)
-    last = fit(learner, stage, batch, folder)
+    last = fit(learner, _stage(r, "instruct", d, (*between, f"{root}llm")), batch, folder)
     asked = r.instruct.batch * r.instruct.pack * r.instruct.steps
     return model.eval(), {
         "loss": last["loss"],
@@ -233,16 +234,14 @@ def check(p: Profile, case: Case) -> None:
     possible = compressors.possible(case.compressor, p.g)
     if case.V and case.V not in possible:
         there = ", ".join(map(str, possible if len(possible) < 20 else [*possible[:5], "...", possible[-1]]))
-        raise InputError(
-            f"V = {case.V}: a {p.g} x {p.g} grid and {case.compressor} can give 0 (no image), {there}"
-        )
+        maker = f"a {p.g} x {p.g} grid and {case.compressor}"
+        raise InputError(f"V = {case.V}: {maker} can give 0 (no image), {there}")
     if case.V and compressors.find(case.compressor).cost_class == "D":
         options, layers = json.loads(case.options), p.size(case.size).layers
         first = compressors.build(case.compressor, tokens=case.V, grid=p.g, d=p.tower.d, **options).layer
         if first >= layers:
-            raise InputError(
-                f"{case.compressor} drops tokens at layer {first}: take an LLM of more than {layers}"
-            )
+            problem = f"{case.compressor} drops tokens at layer {first}"
+            raise InputError(f"{problem}: take an LLM of more than {layers}")
     elif case.V and compressors.entry(case.compressor).nested and case.V not in nested_budgets(p):
         there = ", ".join(map(str, nested_budgets(p)))
         raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for 0 (no image), {there}")
