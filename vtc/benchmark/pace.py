@@ -16,13 +16,12 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2ForCausalLM
 
 from vtc import data
 from vtc.benchmark.clock import in_turn, ratio, summary
 from vtc.compressors.base import Features
 from vtc.machine import device_name, has_cuda
-from vtc.models.llm import make_llm, make_tokenizer
+from vtc.models.llm import empty_llm, make_llm, make_tokenizer
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import tower
@@ -49,7 +48,9 @@ def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
         bank, seen = Bank(asked, make_tokenizer()), features(p, "train")
         packed, rows = bank.draw(p.recipe.instruct.batch, p.recipe.instruct.pack, np.random.default_rng(0))
         alone, whose = _unpacked(bank, p, rows)
-        ours, plain = build(p, cell).to(device), _plainly(build(p, cell)).to(device)
+        ours, plain = build(p, cell).to(device), build(p, cell)
+        plain.llm = empty_llm(plain.llm.config, "sdpa")  # transformers' as it comes, no part replaced
+        plain.to(device)
         low, muon = bf16_is_fast(device), make_optimizers(dict(ours.named_parameters()), 1e-4)
         adam = [torch.optim.AdamW(plain.parameters())]
         seen, each = (seen[torch.from_numpy(which)].to(device, torch.float32) for which in (rows, whose))
@@ -118,14 +119,6 @@ def _untrained(p: Profile, case: dict, device: str) -> VLM:
     torch.manual_seed(0)
     llm = make_llm(p.size(case["size"]), len(tokenizer))
     return assemble(p, Case(**case, seed=0), llm, tokenizer).to(device).eval()
-
-
-def _plainly(model: VLM) -> VLM:
-    """The same cell with transformers' LLM as it comes, no part of it replaced."""
-    config = model.llm.config
-    config._attn_implementation = "sdpa"
-    model.llm = Qwen2ForCausalLM(config)
-    return model
 
 
 def _unpacked(bank: Bank, p: Profile, rows: np.ndarray) -> tuple:

@@ -60,9 +60,9 @@ def _bars(rows: pd.DataFrame, x: alt.X, group: str, y_title: str) -> alt.LayerCh
     bars = base.mark_bar().encode(alt.Y("measured:Q", **y), alt.Color(f"{group}:N", title=None))
     ticks = base.mark_tick(color="black", thickness=2.5).encode(alt.Y("counted:Q", **y))
     one = alt.Chart(rows).mark_rule(strokeDash=[3, 3]).encode(alt.YDatum(1))
-    if "low" not in rows:
-        return bars + ticks + one
-    return bars + base.mark_rule().encode(alt.Y("low:Q", **y), y2="high:Q") + ticks + one
+    if "low" in rows:
+        bars += base.mark_rule().encode(alt.Y("low:Q", **y), y2="high:Q")
+    return bars + ticks + one
 
 
 def speedup(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.FacetChart:

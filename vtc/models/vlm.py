@@ -22,6 +22,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vtc import InputError, compressors
 from vtc.compressors.base import Features, mlp2x
 from vtc.models import generate, io
+from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
 from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out
 from vtc.models.tower import Tower
@@ -168,8 +169,8 @@ class VLM(PreTrainedModel):
         ids, lengths = questions.flatten(0, 1), lengths.flatten()
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         hidden = self.llm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).last_hidden_state
-        last = (lengths - 1).clamp_min(0)
-        return hidden[torch.arange(len(hidden), device=last.device), last].view(*questions.shape[:2], -1)
+        last = (lengths - 1).clamp_min(0)[:, None]
+        return columns(hidden, last).view(*questions.shape[:2], -1)
 
     def scene_in_words(self, scene_text: Tensor) -> tuple[Tensor, Tensor]:
         """A scene told in words (b, p, 2) -> embeddings (b, p, d_llm) in the image's place, which are real.
