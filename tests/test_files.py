@@ -2,6 +2,7 @@
 
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +92,41 @@ def test_a_lock_is_held_by_one_and_let_go(tmp_path):
             assert first and not second
     with files.file_lock(tmp_path / "x") as again:
         assert again
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_folder_stays_whole_where_the_exchange_fails(tmp_path, monkeypatch, swaps):
+    """Linux exchanges two folders in one step; elsewhere the first of two renames is undone."""
+    with files.replacing(tmp_path / "model") as part:
+        part.mkdir()
+        (part / "weights").write_text("old")
+    if not swaps:
+        monkeypatch.setattr(files, "_swapped", lambda one, other: False)
+        move, calls = Path.rename, []
+
+        def rename(self, target):
+            calls.append(target)
+            if len(calls) == 2:  # the new folder cannot take its place
+                raise OSError(5, "Input/output error")
+            return move(self, target)
+
+        monkeypatch.setattr(Path, "rename", rename)
+        with (
+            pytest.raises(InputError, match="cannot be written"),
+            files.replacing(tmp_path / "model") as part,
+        ):
+            part.mkdir()
+            (part / "weights").write_text("new")
+        assert (tmp_path / "model" / "weights").read_text() == "old" and names(tmp_path) == ["model"]
+        return
+    assert files._swapped(tmp_path / "model", tmp_path / "none") is False  # nothing to exchange with
+    with files.replacing(tmp_path / "model") as part:
+        part.mkdir()
+        (part / "weights").write_text("new")
+    assert (tmp_path / "model" / "weights").read_text() == "new" and names(tmp_path) == ["model"]
+
+
+def test_a_neighbour_that_vanishes_meanwhile_is_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / ".x.gone.part"])
+    files.write(tmp_path / "x", "one")
+    assert (tmp_path / "x").read_text() == "one"

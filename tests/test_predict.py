@@ -111,6 +111,9 @@ def test_the_command(tmp_path, capsys):
     rows = json.loads((tmp_path / "out.json").read_text())["all"]
     assert len(rows) == 2 * 2 * len(V)
     assert vtc([*words, "--V", "none"]) == 2
+    for bad in ("nan", "-1", "inf"):
+        assert vtc([*words[:-1], bad]) == 2 and vtc([*words, "--N", bad]) == 2
+    assert vtc([*words, "--draws", "1000000000"]) == 2
     (tmp_path / "see.csv").write_text("V,score\n1,x\n")
     assert vtc(words) == 2 and "line 2, column score" in capsys.readouterr().err
     with pytest.raises(InputError, match="cannot be read"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -30,8 +31,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*.part"):
-            if time.time() - left.stat().st_mtime > STALE_S:
-                _remove(left)
+            with suppress(OSError):  # its writer has just finished
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    _remove(left)
         yield part
         _to_disk(part)
         if part.is_dir() and path.is_dir():
@@ -53,13 +55,31 @@ def write(path: Path | str, content: str | bytes) -> None:
 
 
 def _exchange(part: Path, path: Path) -> None:
-    """Puts a folder in the place of another; what only the other one holds stays."""
-    old = path.rename(part.with_suffix(".old"))
-    part.rename(path)
-    for other in old.iterdir():
+    """Exchanges two folders in one step, as Linux can; what only the older one holds moves to the new one.
+
+    Elsewhere there are two steps between which `path` is missing; if the second fails, the first is undone.
+    """
+    if not _swapped(part, path):
+        old = path.rename(part.with_suffix(".old"))
+        try:
+            part.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        old.rename(part)
+    for other in part.iterdir():
         if not (path / other.name).exists():
             other.rename(path / other.name)
-    _remove(old)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether the system could exchange the two names (renameat2 with RENAME_EXCHANGE)."""
+    here, exchange = -100, 2  # AT_FDCWD: paths are whole
+    try:
+        call = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    return call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _to_disk(part: Path) -> None:

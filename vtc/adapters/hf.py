@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vtc import InputError, compressors
 from vtc.adapters.families import Encoded, Family, family_of
 from vtc.compressors.base import Features
-from vtc.files import write
+from vtc.files import replacing
 
 TEXT = (
     "input_ids",
@@ -151,15 +151,12 @@ class Wrapped(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the compressor (safetensors) and how it was built; the model itself is not written."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous() for k, v in self.compressor.state_dict().items()},
-            folder / "compressor.safetensors",
-        )
-        write(
-            folder / "vtc_wrap.json", json.dumps(self.given | {"model_type": self.family.config.model_type})
-        )
+        weights = {k: v.contiguous() for k, v in self.compressor.state_dict().items()}
+        with replacing(folder) as part:
+            part.mkdir()
+            save_file(weights, part / "compressor.safetensors")
+            given = self.given | {"model_type": self.family.config.model_type}
+            (part / "vtc_wrap.json").write_text(json.dumps(given))
 
 
 def wrap(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vtc.benchmark.cases import OUT_OF_MEMORY, needs, tokens
-from vtc.machine import die_with, free_bytes, is_out_of_memory
+from vtc.machine import device_name, die_with, free_bytes, is_out_of_memory
 
 KILLED, LOST = -9, 3  # what a process returns that the system killed, or that found no memory
 
@@ -29,7 +29,7 @@ def measure(c: dict, memory_gb: float | None = None) -> list[dict]:
         largest = left.pop()
         rows += (_clocked(c, [largest], memory_gb) or []) if left else []
     lost = [V for V in tokens(c) if V not in {row["tokens"] for row in rows}]
-    said = {"stage": "all", "status": OUT_OF_MEMORY}
+    said = {"stage": "all", "status": OUT_OF_MEMORY, "device": device_name(c["on"])}
     return rows + [{"tokens": V, **said, "needs_bytes": needs(c, V)} for V in lost]
 
 

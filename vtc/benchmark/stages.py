@@ -157,7 +157,10 @@ class Bench:
             engine.reserve(self.batch, V + self.c["Q"] + self.c["G"])
             return engine.prefill(question)  # (b, 1, d)
 
-        asked = ask() if model.compressor.needs_question else None
+        asked = None
+        if model.compressor.needs_question:  # word embeddings (b, 1, q, d), or a hidden state (b, 1, d)
+            words = model.compressor.question_source == "embeddings"
+            asked = question.unsqueeze(1) if words else ask()
         z = model.compressor(seen, asked)
 
         def until_first() -> Tensor:
@@ -209,11 +212,11 @@ class Bench:
 
         def theirs(G: int) -> list[str]:
             ids = self.tokenizer(asked, return_tensors="pt")["input_ids"].to(self.on)
-            read = None
+            read, mask = None, {}
             if model.compressor.needs_question:
                 lengths = torch.full_like(ids[:, :1], ids.shape[1])
-                read = model.question_vectors(ids[:, None], lengths)
-            z = model.projector(model.compressor(self.features, read))
+                read, mask = model.read(ids[:, None], lengths)
+            z = model.projector(model.compressor(self.features, read, **mask))
             x = torch.cat([z, self.llm.get_input_embeddings()(ids)], 1)
             said = self.llm.generate(inputs_embeds=x, max_new_tokens=G, do_sample=False)
             return self.tokenizer.batch_decode(said)

@@ -10,6 +10,7 @@ from vtc import InputError, cost, profiles
 from vtc.benchmark import STEM, against_baseline, case, check, has_cuda, measure, of_one_run, ok, throughput
 from vtc.experiments import store
 from vtc.experiments.clock import CASES
+from vtc.files import write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
         print("\nVLM.generate beside transformers' generate, in turn; above 1 it is faster:")
         _print(beside)
     if args.csv:
-        clock.to_csv(args.csv, index=False)
+        write(args.csv, clock.to_csv(index=False))
     print("raw samples: " + ", ".join(str(store.folder(stem, p)) for stem in wanted))
     return 0
 

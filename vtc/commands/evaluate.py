@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from vtc import InputError, data, profiles
 from vtc.evaluation.ask import measured, own
+from vtc.files import write
 from vtc.models.vlm import VLM
 
 
@@ -46,5 +46,5 @@ def main(args: argparse.Namespace) -> int:
     for name, value in row.items():
         print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
     if args.json:
-        Path(args.json).write_text(json.dumps(row, indent=1))
+        write(args.json, json.dumps(row, indent=1))
     return 0

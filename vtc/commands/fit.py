@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vtc import InputError
 from vtc.files import write
-from vtc.scaling.checks import SHOWN, compare, finite, summary
+from vtc.scaling.checks import SHOWN, check_draws, compare, finite, summary
 from vtc.scaling.fitting import FEW, Fit, fit
 from vtc.scaling.laws import LAWS, TOKENS
 from vtc.scaling.scores import UNITS, read
@@ -61,8 +61,7 @@ def _check(args) -> None:
         value = getattr(args, option)
         if value is not None and not 0 <= value < math.inf:
             raise InputError(f"--{option.replace('_', '-')} {value:g}: a count of tokens is 0 or more")
-    if args.draws < 40:
-        raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
+    check_draws(args.draws)
 
 
 def _print(f: Fit, row: dict) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vtc import InputError, cost
 from vtc.files import write
+from vtc.scaling.checks import check_draws
 from vtc.scaling.fitting import fit
 from vtc.scaling.laws import LAWS
 from vtc.scaling.plan import GRID_TOKENS, TASKS, Request, as_dict, card, plan
@@ -47,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the ranked choices; exit code 1 when nothing fits the constraints."""
-    if args.draws < 40:
-        raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
+    check_draws(args.draws)
     request = _request(args)
     law = fit(_points(args), args.law)
     made = plan(request, _hardware(args), law, law.bootstrap(args.draws))
@@ -93,7 +93,7 @@ def _hardware(args) -> cost.Hardware:
         return here(profiles.get("laptop"))
     if own == (None, None):
         return cost.hardware(args.hardware)
-    if None in own or min(own) <= 0 or args.memory_gb is None:
+    if not all(x is not None and 0 < x < math.inf for x in (*own, args.memory_gb)):
         raise InputError("your own device needs --peak-tflops, --bandwidth-gb-s and --memory-gb, all above 0")
     return cost.own_hardware(*own, args.memory_gb)
 

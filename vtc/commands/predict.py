@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vtc import InputError
 from vtc.files import write
+from vtc.scaling.checks import check_draws
 from vtc.scaling.marginals import Marginal, predict, read
 from vtc.scaling.scores import UNITS
 
@@ -41,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints a table a family and form; an interval needs two seeds or more in both files."""
-    if args.draws < 40:
-        raise InputError(f"--draws {args.draws}: a 95 % interval needs at least 40")
+    check_draws(args.draws)
     know, see = read(args.know, "N", args.unit), read(args.see, "V")
     shared = [family for family in know if family in see]
     if not shared:
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         found[family] = predict(know[family], see[family], args.see_N * scale, N, V, args.draws)
         print("\n".join(_told(family, know[family], see[family], found[family], scale)))
     if args.json:
-        write(args.json, json.dumps(found, indent=2) + "\n")
+        write(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
     return 0
 
 

@@ -31,13 +31,15 @@ def main(args: argparse.Namespace) -> int:
     notebooks = sorted(reproduce.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise InputError(f"no notebooks in {reproduce.NOTEBOOKS}: run this in a checkout of the repository")
-    if args.fresh:
-        shutil.rmtree(profile.runs, ignore_errors=True)
     with files.file_lock(profile.runs / "reproduce", wait=False) as held:
         if not held:
             raise InputError(
                 f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name"
             )
+        if args.fresh:
+            for old in profile.runs.iterdir():
+                if old.name != ".locks":  # ours is in it
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
         print(
             profile,
             f"everything is measured into {reproduce._short(profile.runs)}/",

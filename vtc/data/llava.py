@@ -71,6 +71,8 @@ def _items(file: Path, text) -> Iterator[tuple[int, object]]:
             return
         try:
             item, at = decoder.raw_decode(held, at)
+        except RecursionError:
+            raise InputError(f"{file}: row {i}: nested too deeply; expected LLaVA's fields") from None
         except json.JSONDecodeError as e:
             # Cut by the end of the chunk, or wrong? What is cut fails at its end, or in a string without one.
             cut = e.pos > len(held) - 16 or e.msg.startswith("Unterminated string")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vtc import data
+from vtc import InputError, data
 from vtc.evaluation.scores import edit_similarity, errors, score
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
@@ -81,6 +81,8 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     Turn by turn: each question is asked behind those before it and the model's own answers to them.
     """
     talks = [talk for talk in said if talk.image is not None]
+    if not talks:
+        raise InputError('no entry has an image: expected at least one with the field "image"')
     exact, similar = [], []
     for start in bar(range(0, len(talks), 32), "conversations"):
         part = talks[start : start + 32]

@@ -3,7 +3,6 @@
 Their files stay byte for byte as they were written; this is the one place that knows their columns.
 """
 
-NAME = "first-world"  # its folder under results/
 COLUMNS = {"misled": "shuffled", "looks": "attention_map"}  # theirs -> today's
 
 

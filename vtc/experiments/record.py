@@ -21,11 +21,14 @@ def of_file(profile: Profile, path: Path) -> dict[str, list[dict]]:
     """The same of a CSV that `write_csv` wrote on another machine; column `table` names the table."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV that `vtc record --csv` wrote")
+    header = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].split(",")
+    if missing := {"key", "table", "commit"} - set(header):
+        raise InputError(
+            f"{path}: has no column {', '.join(sorted(missing))}; expected a CSV of `vtc record --csv`"
+        )
     tables: dict[str, dict[str, dict]] = {}
     for name, case in store.read_csv(path).items():
         stem = case["rows"][0].get("table")
-        if stem is None:
-            raise InputError(f"{path}: has no column table; expected a CSV that `vtc record --csv` wrote")
         case["rows"] = [
             {n: v for n, v in row.items() if n != "table" and v is not None} for row in case["rows"]
         ]

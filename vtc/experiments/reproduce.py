@@ -74,7 +74,8 @@ def _sources(notebook: Path, profile: Profile) -> str:
     cells = [
         cell["source"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"
     ]
-    modules = sorted((ROOT / "vtc").rglob("*.py")) + sorted((ROOT / "vtc").glob("*.csv"))
+    kinds = (".py", ".csv", ".json", ".html")  # code, and what it reads
+    modules = sorted(path for path in (ROOT / "vtc").rglob("*") if path.suffix in kinds)
     digest = hashlib.sha256(json.dumps(["".join(cell) for cell in cells]).encode() + repr(profile).encode())
     for path in modules:
         digest.update(path.read_bytes())

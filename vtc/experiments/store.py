@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -50,6 +51,10 @@ def table(
     leaves out what is missing.
     Raises InputError for two equal cases, and what `measure` raised, with its case named.
     """
+    if measure is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"{stem}: cases are measured by processes of its own; start this command without torchrun"
+        )
     recipe = "" if recipe_free or (measure is None and profile.recorded_elsewhere) else profile.fingerprint
     wanted, found = _look(stem, profile, cases, recipe)
     if measure is not None and len(found) < len(wanted):

@@ -96,10 +96,9 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     steered = model.compressor.needs_question and not model.question_first
     wrong = scored(p, model, shuffled=True) if steered else []
     lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
-    shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)
     on = model.device.type
     drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
-    return {
+    row = {
         **{"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes},
         "scores": pack(scores),
         "shuffled": pack(wrong),
@@ -107,6 +106,8 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
         **{"device": machine.device_name(on), "dtype": "bf16" if bf16_is_fast(on) else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
     }
+    shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)  # last: a kill before this trains no more
+    return row
 
 
 @cache

@@ -54,6 +54,8 @@ def answers(
 
 def _check(model: VLM, images: Features | Tensor | None, questions: list, shuffled: list[str] | None) -> None:
     name = model.config.compressor
+    if images is None and model.V:
+        raise InputError(f"this model reads {model.V} tokens of an image: give features or images")
     if images is not None and len(images) != len(questions):
         found = f"{len(images)} images, {len(questions)} questions"
         raise InputError(f"{found}: give one, or one list of them, an image")

@@ -134,7 +134,22 @@ class ImageSlot:
         """Positions (V,) of visual tokens in the prompt, rising."""
         if self.text_offset == self.V:
             return torch.arange(self.V, device=on)
-        return torch.tensor(sorted(raster_positions(self.V, self.text_offset)), device=on)
+        return positions_on(self.V, self.text_offset, on)
+
+
+@lru_cache
+@torch.inference_mode(False)  # kept for training too
+def positions_on(V: int, offset: int, on: torch.device) -> Tensor:
+    """`raster_positions`, rising, on a device: made once, so that no step waits for the host."""
+    return torch.tensor(sorted(raster_positions(V, offset)), device=on)
+
+
+@lru_cache
+@torch.inference_mode(False)
+def order_on(V: int, offset: int, on: torch.device) -> Tensor | None:
+    """`raster_order` on a device, likewise."""
+    order = raster_order(V, offset)
+    return None if order is None else torch.tensor(order, device=on)
 
 
 @lru_cache

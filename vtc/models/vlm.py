@@ -24,7 +24,7 @@ from vtc.compressors.base import Features, mlp2x
 from vtc.models import generate, io
 from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
-from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out
+from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, order_on
 from vtc.models.tower import Tower
 from vtc.shapes import TowerShape
 
@@ -148,7 +148,8 @@ class VLM(PreTrainedModel):
         else:
             tokens, real = self.compressor.with_mask(features)
             z = self.projector(tokens)
-        if order := self.slot.order:
+        order = order_on(self.slot.V, self.slot.text_offset, z.device)
+        if order is not None:
             z, real = z[:, order], real[:, order]
         return z.reshape(len(features), -1, z.shape[-1]), real.reshape(len(features), -1)
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from vtc import InputError
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import v_star, v_star_interval, words
 from vtc.scaling.intervals import central
@@ -130,3 +131,9 @@ def _line(x, y) -> tuple[float, float]:
     slope = float((x * y).sum() / (x**2).sum())
     left = float(((y - slope * x) ** 2).sum()) / max(len(x) - 2, 1)
     return slope, float(np.sqrt(left / (x**2).sum())) if len(x) > 2 else float("inf")
+
+
+def check_draws(draws: int) -> None:
+    """Raise `InputError` where so many draws give no 95 % interval, or would fill the memory."""
+    if not 40 <= draws <= 1_000_000:
+        raise InputError(f"--draws {draws}: a 95 % interval takes 40 draws to a million")

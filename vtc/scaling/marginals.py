@@ -105,8 +105,8 @@ def predict(
     marginal" (N = N0 at a measured V), "interpolation" or "extrapolation".
     """
     N, V = np.asarray(N, float), np.asarray(V, float)
-    if (N <= 0).any() or (V <= 0).any():
-        raise InputError("N and V of a prediction must be above 0: a marginal says nothing of no image")
+    if not all((np.isfinite(x) & (x > 0)).all() for x in (N, V, np.asarray(N0, float))):
+        raise InputError("N and V of a prediction must be finite and above 0: no image has no marginal")
     rng = np.random.default_rng(seed)
     drawn = {"know": know.draws(draws, rng), "see": see.draws(draws, rng)}
     certain = know.seeds > 1 and see.seeds > 1

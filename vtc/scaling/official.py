@@ -80,8 +80,8 @@ def cases(draws: int) -> list[dict]:
 def race(case: dict) -> dict:
     """Both fits timed in one run, in CPU seconds (other programs at work don't count), with their SSEs.
 
-    For `records.table`, case {task, configurations}. With fewer configurations than the published fifth its
-    seconds are scaled up in proportion, and the row says so.
+    case: {task, configurations}. With fewer configurations than the published fifth its seconds are scaled up
+    in proportion, and the row says so.
     """
     p, count, whole = published(case["task"]), int(case["configurations"]), int(FRACTION * SIZE)
     fit(p)  # imports and caches are warm before the clock starts
