@@ -383,3 +383,20 @@ def test_the_recorded_rows_are_still_read_and_drawn():
     pays = seconds.batch_that_pays(["h200"])
     assert len(figures.drawn(draw.batch_that_pays(pays))) == len(pays)
     assert len(figures.drawn(draw.kv_room(seconds.memory("h200"), "H200"))) > 100
+
+
+@pytest.mark.parametrize("name", ["quecc_light", "lookup", "llamavid"])
+def test_compressors_that_read_words_are_clocked_on_all_of_them(name, monkeypatch):
+    """Such a compressor is given a column for each of the q question tokens, as in `VLM.generate`."""
+    from vtc.benchmark.stages import Bench
+    from vtc.compressors.base import Compressor
+
+    seen, check = [], Compressor.check
+
+    def look(self, features, question, **extra):
+        seen.append(None if question is None else tuple(question.shape))
+        return check(self, features, question, **extra)
+
+    monkeypatch.setattr(Compressor, "check", look)
+    Bench(benchmark.case("smoke:xs", (1,), compressors=[name], q=7, **SMALL)).rows()
+    assert seen and all(shape[-2] == 7 for shape in seen if shape is not None)
