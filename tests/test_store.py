@@ -467,8 +467,16 @@ def test_rows_of_another_machine_come_in_one_file(committed, tmp_path, capsys):
     for stem, rows in before.items():
         pd.testing.assert_frame_equal(store.stored(stem, committed), rows, check_like=True)
     assert recorded("--from", str(tmp_path / "none.csv")) == 2
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert recorded("--from", str(tmp_path / "other.csv")) == 2  # another kind of CSV: no column key
 
 
 def test_record_without_rows_says_what_to_do(profile, capsys):
     assert recorded() == 2
     assert "vtc reproduce" in capsys.readouterr().err
+
+
+def test_a_sweep_is_not_started_by_torchrun(profile, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="without torchrun"):
+        store.table("x", profile, [{"a": 1}], lambda case: {"b": 2})

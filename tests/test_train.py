@@ -269,6 +269,8 @@ def test_each_training_has_a_folder_of_its_own(smoke):
     said = [[data.Conversation(Path("a.png"), (("what ?", answer),))] for answer in ("red", "blue")]
     folders = [stages.checkpoints(smoke, case, one) for one in (None, *said)]
     assert folders[0].name == "m3-xs-V16-0" and len(set(folders)) == 3
+    alike = [replace(case, options=options) for options in ('{"alpha": 1.5}', '{"alpha": 15}')]
+    assert len({stages.checkpoints(smoke, one) for one in alike}) == 2
 
 
 def test_a_compressor_trained_once_is_kept_for_its_options(smoke, monkeypatch):
@@ -359,6 +361,8 @@ def test_own_images_train_save_and_answer(smoke, tmp_path):
     model.save_pretrained(tmp_path / "model")
     row = ask.own(vtc.models.vlm.VLM.from_pretrained(tmp_path / "model"), said)
     assert row["questions"] == 6 and row["exact"] == 1.0  # every answer is "red"
+    with pytest.raises(vtc.InputError, match="no entry has an image"):
+        ask.own(model, [replace(talk, image=None) for talk in said])
 
 
 # --- the loop: interruptions, processes, precision, storage -------------------------------------------------
