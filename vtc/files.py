@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
+import io
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,6 +55,22 @@ def write(path: Path | str, content: str | bytes) -> None:
     """Replaces a file by this content; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def csv_text(rows: list[dict]) -> str:
+    """Rows as CSV text, columns in order of first appearance; empty where a row lacks one."""
+    out, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
+    table = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return out.getvalue()
+
+
+@cache
+def packaged(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of a CSV file that comes with the package."""
+    with (Path(__file__).parent / name).open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
 
 
 def _exchange(part: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from vtc import InputError, cost, profiles
 from vtc.benchmark import STEM, against_baseline, case, check, has_cuda, measure, of_one_run, ok, throughput
+from vtc.commands import numbers
 from vtc.experiments import store
 from vtc.experiments.clock import CASES
 from vtc.files import write
@@ -32,24 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", help="also write the rows here")
 
 
-def _integers(text: str, option: str) -> list[int]:
-    words = text.replace(",", " ").split()
-    if not words or not all(word.isdigit() for word in words):
-        raise InputError(f"--{option} {text!r}: expected whole numbers such as 0,1,16")
-    return [int(word) for word in words]
-
-
 def _asked(args: argparse.Namespace) -> list[dict]:
     """The cases of the command line, each checked against this machine before any starts."""
     same = ("Q", "q", "G", "question", "dtype", "baseline", "budget_s")
     own = {name: getattr(args, name) for name in same} | {"on": args.device, "q": min(args.q, args.Q)}
     if args.Q < 1 or args.G < 2:
         raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
-    V = _integers(args.V, "V")
+    V, batches = numbers(args.V, "--V", int), numbers(args.batch, "--batch", int)
+    if not V or V[0] < 0 or not batches or batches[0] < 1:
+        raise InputError("--V and --batch need at least one whole number each, 0 or more and 1 or more")
     if ":" in args.llm:  # an LLM of a profile sees by its tower
         own["tower"] = args.llm.partition(":")[0]
     by = args.compressor.replace(",", " ").split()
-    asked = [case(args.llm, V, by, batch=b, **own) for b in _integers(args.batch, "batch") if b > 0]
+    asked = [case(args.llm, V, by, batch=b, **own) for b in batches]
     for c in asked:
         check(c)
     return asked

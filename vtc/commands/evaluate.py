@@ -6,6 +6,7 @@ import argparse
 import json
 
 from vtc import InputError, data, profiles
+from vtc.commands import add_profile, add_user_data
 from vtc.evaluation.ask import measured, own
 from vtc.files import write
 from vtc.models.vlm import VLM
@@ -13,20 +14,12 @@ from vtc.models.vlm import VLM
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc evaluate`: a saved model, on GridQA's test questions or on your own."""
-    parser.add_argument("model", metavar="FOLDER", help="what `vtc train` saved")
-    parser.add_argument(
-        "--profile", default="laptop", help="whose test questions: smoke, laptop (default), gpu or paper"
-    )
-    parser.add_argument(
-        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
-    )
-    parser.add_argument(
-        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
-    )
-    parser.add_argument(
-        "--split", default="test", choices=("test", "validation"), help="test (default); choose by validation"
-    )
-    parser.add_argument("--json", metavar="OUT", help="also write the row there")
+    add, which = parser.add_argument, "test (default); choose by validation"
+    add("model", metavar="FOLDER", help="what `vtc train` saved")
+    add_profile(parser)
+    add_user_data(parser)
+    add("--split", default="test", choices=("test", "validation"), help=which)
+    add("--json", metavar="OUT", help="also write the row there")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,14 +30,13 @@ def main(args: argparse.Namespace) -> int:
     if said is not None:
         row = own(model, said)
     elif model.config.grid != p.g:
-        raise InputError(
-            f"{args.model}: its grid is {model.config.grid}, profile {p.name} has {p.g}; use its own profile"
-        )
+        its = f"its grid is {model.config.grid}, profile {p.name} has {p.g}"
+        raise InputError(f"{args.model}: {its}; use its own profile")
     else:
         row = measured(p, model, args.split)
     width = max(map(len, row))
     for name, value in row.items():
-        print(f"{name:<{width}}  {value:.3f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {value:{'.3f' if isinstance(value, float) else ''}}")
     if args.json:
         write(args.json, json.dumps(row, indent=1))
     return 0

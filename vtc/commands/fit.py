@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import math
 from pathlib import Path
 
 from vtc import InputError
-from vtc.files import write
+from vtc.files import csv_text, write
 from vtc.scaling.checks import SHOWN, check_draws, compare, finite, summary
 from vtc.scaling.fitting import FEW, Fit, fit
 from vtc.scaling.laws import LAWS, TOKENS
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
         by_family = {row["family"]: {k: finite(v) for k, v in row.items()} for row in rows}
         write(args.json, json.dumps(by_family, indent=2, allow_nan=False) + "\n")
     if args.csv:
-        write(args.csv, as_csv(rows))
+        write(args.csv, csv_text(rows))
     if args.figures:
         _draw(fits, args.figures)
     return 0
@@ -96,15 +95,6 @@ def number(value: float) -> str:
     if value is None or math.isnan(value):
         return "none"
     return "unbounded" if math.isinf(value) else f"{value:.4g}"
-
-
-def as_csv(rows: list[dict]) -> str:
-    """Rows as CSV text, columns in order of first appearance."""
-    out = io.StringIO()
-    table = csv.DictWriter(out, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return out.getvalue()
 
 
 def _draw(fits: list[Fit], folder: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from vtc import InputError, cost
+from vtc.commands import numbers
 from vtc.files import write
 from vtc.scaling.checks import check_draws
 from vtc.scaling.fitting import fit
@@ -19,11 +20,8 @@ from vtc.scaling.scores import UNITS, published, read
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vtc plan`."""
     add, free = parser.add_argument, Request()
-    add(
-        "--hardware",
-        default="a100",
-        help=f"{', '.join(cost.hardware_table())}, or here: this CPU as `vtc bench` found it",
-    )
+    devices = f"{', '.join(cost.hardware_table())}, or here: this CPU as `vtc bench` found it"
+    add("--hardware", default="a100", help=devices)
     add("--peak-tflops", type=float, help="your own device: matrix peak in the precision used")
     add("--bandwidth-gb-s", type=float, help="your own device: main memory bandwidth")
     add("--memory-gb", type=float, help="memory to stay within (default: the device's)")
@@ -63,8 +61,8 @@ def _request(args) -> Request:
         **{name: getattr(args, name) for name in ("batch", "ttft_ms", "total_ms", "memory_gb", "compressor")},
         Q=args.question_tokens,
         G=args.output_tokens,
-        models=_numbers(args.models, float, "--models"),
-        tokens=_numbers(args.tokens, int, "--tokens") or _within_reach(args.compressor),
+        models=tuple(numbers(args.models, "--models")),
+        tokens=tuple(numbers(args.tokens, "--tokens", int)) or _within_reach(args.compressor),
         question_pass=args.question_pass,
         dtype=args.precision,
     )
@@ -73,15 +71,6 @@ def _request(args) -> Request:
 def _within_reach(compressor: str) -> tuple[int, ...]:
     least, most = cost.reach(compressor)
     return tuple(v for v in GRID_TOKENS if least <= v <= most)
-
-
-def _numbers(text: str, kind, option: str) -> tuple:
-    try:
-        return tuple(sorted({kind(part) for part in text.split(",") if part.strip()}))
-    except ValueError:
-        raise InputError(
-            f"{option} {text!r}: give numbers with commas between them, such as 1,4,16"
-        ) from None
 
 
 def _hardware(args) -> cost.Hardware:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from vtc import InputError
+from vtc.commands import numbers
 from vtc.files import write
 from vtc.scaling.checks import check_draws
 from vtc.scaling.marginals import Marginal, predict, read
@@ -16,23 +17,10 @@ from vtc.scaling.scores import UNITS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vtc predict`."""
     add = parser.add_argument
-    add(
-        "--know",
-        type=Path,
-        required=True,
-        metavar="FILE.csv",
-        help="columns N, score [, family, seed]: the LLM told in words",
-    )
-    add(
-        "--see",
-        type=Path,
-        required=True,
-        metavar="FILE.csv",
-        help="columns V, score [, family, seed]: one LLM over all V",
-    )
-    add(
-        "--see-N", type=float, required=True, metavar="N", help="parameters of that one LLM, in the unit of N"
-    )
+    file, one = {"type": Path, "required": True, "metavar": "FILE.csv"}, "parameters of that one LLM"
+    add("--know", **file, help="columns N, score [, family, seed]: the LLM told in words")
+    add("--see", **file, help="columns V, score [, family, seed]: one LLM over all V")
+    add("--see-N", type=float, required=True, metavar="N", help=f"{one}, in the unit of N")
     add("--unit", default="billions", choices=UNITS, help="unit of N (default billions)")
     add("--N", default="", help="sizes to predict, such as 0.5,1.8,4 (default: those of --know)")
     add("--V", default="", help="visual tokens to predict, such as 1,4,16 (default: those of --see)")
@@ -52,22 +40,13 @@ def main(args: argparse.Namespace) -> int:
     scale = UNITS[args.unit]
     found = {}
     for family in shared:
-        N = _numbers(args.N, "--N", scale) or know[family].at
-        V = _numbers(args.V, "--V", 1.0) or see[family].at
+        N = [n * scale for n in numbers(args.N, "--N")] or know[family].at
+        V = numbers(args.V, "--V") or see[family].at
         found[family] = predict(know[family], see[family], args.see_N * scale, N, V, args.draws)
         print("\n".join(_told(family, know[family], see[family], found[family], scale)))
     if args.json:
         write(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
     return 0
-
-
-def _numbers(text: str, option: str, scale: float) -> list[float]:
-    try:
-        return sorted({float(part) * scale for part in text.split(",") if part.strip()})
-    except ValueError:
-        raise InputError(
-            f"{option} {text!r}: give numbers with commas between them, such as 1,4,16"
-        ) from None
 
 
 def _told(family: str, know: Marginal, see: Marginal, rows: list[dict], scale: float) -> list[str]:

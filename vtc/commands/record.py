@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 from vtc import InputError, profiles
+from vtc.commands import add_profile
 from vtc.experiments import record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc record`: takes what was measured here into the folders that are committed."""
-    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    add_profile(parser)
     parser.add_argument("--name", default="", help="folder under runs/ to take from (default: the profile's)")
     parser.add_argument("--csv", metavar="OUT.csv", help="put all the run's rows into this one file instead")
     parser.add_argument("--from", dest="source", metavar="FILE.csv", help="take rows from such a file")

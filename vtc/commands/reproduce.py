@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from vtc import InputError, files, profiles
+from vtc.commands import add_profile
 from vtc.experiments import report, reproduce
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc reproduce`: what it runs and where it keeps it."""
-    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    add_profile(parser)
     parser.add_argument("--name", default="", help="folder under runs/ (default: reproduce-<profile>)")
     parser.add_argument("--seeds", default="", help="such as 1 or 0,1,2 (default: those of the profile)")
     parser.add_argument("--fresh", action="store_true", help="forget what that folder holds and start over")
@@ -33,20 +34,13 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f"no notebooks in {reproduce.NOTEBOOKS}: run this in a checkout of the repository")
     with files.file_lock(profile.runs / "reproduce", wait=False) as held:
         if not held:
-            raise InputError(
-                f"another `vtc reproduce` is at work in runs/{name}: wait or choose another --name"
-            )
+            at_work = f"another `vtc reproduce` is at work in runs/{name}"
+            raise InputError(f"{at_work}: wait or choose another --name")
         if args.fresh:
             for old in profile.runs.iterdir():
                 if old.name != ".locks":  # ours is in it
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
-        print(
-            profile,
-            f"everything is measured into {reproduce._short(profile.runs)}/",
-            "",
-            sep="\n",
-            flush=True,
-        )
+        print(f"{profile}\neverything is measured into {reproduce._short(profile.runs)}/\n", flush=True)
         with reproduce._kernel_environment(profile):
             for notebook in notebooks:
                 if (fault := reproduce._run(notebook, profile)) is not None:

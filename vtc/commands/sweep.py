@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 
 from vtc import InputError, compressors, profiles
+from vtc.commands import add_profile
 from vtc.experiments.sweep import STEM, ZOO, cells, members, table, zoo
 from vtc.profiles import Profile
 from vtc.training import stages
@@ -13,19 +14,12 @@ from vtc.training import stages
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc sweep`: the long computation behind notebooks 02 and 05; stop and start it again as you like."""
-    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
-    parser.add_argument(
-        "--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)"
-    )
-    parser.add_argument(
-        "--zoo",
-        nargs="?",
-        const="profile",
-        metavar="SETS",
-        help="compressors of notebook 05 in place of the sweep: some of "
-        f"{','.join(compressors.sets())}, or names such as lookup,quecc (default: the sets of the profile)",
-    )
-    parser.add_argument("--V", default="", help="such as 1,4 (default: the profile's)")
+    add_profile(parser)
+    add, sets = parser.add_argument, ",".join(compressors.sets())
+    zoo = f"compressors of notebook 05 in place of the sweep: some of {sets}, or names such as lookup,quecc"
+    add("--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)")
+    add("--zoo", nargs="?", const="profile", metavar="SETS", help=f"{zoo} (default: the profile's sets)")
+    add("--V", default="", help="such as 1,4 (default: the profile's)")
 
 
 def asked_for(args: argparse.Namespace) -> Profile:
@@ -39,9 +33,8 @@ def asked_for(args: argparse.Namespace) -> Profile:
     for name in sets:
         if name not in compressors.sets() and name not in compressors.names():
             known = ", ".join(compressors.names())
-            raise InputError(
-                f"--zoo {name}: choose some of {', '.join(compressors.sets())}, or names of {known}"
-            )
+            sets = ", ".join(compressors.sets())
+            raise InputError(f"--zoo {name}: choose some of {sets}, or names of {known}")
     for v in V:
         if not any(v in compressors.possible(one, p.g) for name in sets for one in members(name)):
             raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")

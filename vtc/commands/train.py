@@ -6,6 +6,7 @@ import argparse
 import shutil
 
 from vtc import InputError, data, profiles
+from vtc.commands import add_profile, add_user_data
 from vtc.data import llava
 from vtc.training import tower, user_data
 from vtc.training.device import is_main_process
@@ -14,26 +15,16 @@ from vtc.training.stages import Case, check, checkpoints, train
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`vtc train`: one cell of the sweep, or the same recipe on your own images."""
-    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
-    parser.add_argument("--size", default="", help="LLM of the profile (default: that of notebook 05)")
-    parser.add_argument(
-        "--tokens", type=int, default=16, metavar="V", help="visual tokens for the LLM; 0: no image"
-    )
-    parser.add_argument("--compressor", default="tokenpacker", help="a name of vtc.compressors")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--data", metavar="FILE.json", help="your own conversations, LLaVA's format, in place of GridQA"
-    )
-    parser.add_argument(
-        "--images", metavar="FOLDER", default=".", help='folder that their "image" fields start from'
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="only read --data and --images, and say what is wrong where"
-    )
-    parser.add_argument(
-        "--bad-rows", default="stop", choices=("stop", "skip"), help="rows of --data that cannot be read"
-    )
-    parser.add_argument("--out", metavar="FOLDER", default="model", help="where the model is saved")
+    add_profile(parser)
+    add, bad = parser.add_argument, "rows of --data that cannot be read"
+    add("--size", default="", help="LLM of the profile (default: that of notebook 05)")
+    add("--tokens", type=int, default=16, metavar="V", help="visual tokens for the LLM; 0: no image")
+    add("--compressor", default="tokenpacker", help="a name of vtc.compressors")
+    add("--seed", type=int, default=0)
+    add_user_data(parser)
+    add("--check", action="store_true", help="only read --data and --images, and say what is wrong where")
+    add("--bad-rows", default="stop", choices=("stop", "skip"), help=bad)
+    add("--out", metavar="FOLDER", default="model", help="where the model is saved")
 
 
 def main(args: argparse.Namespace) -> int:

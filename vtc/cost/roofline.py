@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from vtc import InputError
 from vtc.cost.count import STAGES, Pipeline, Work, memory, stages
+from vtc.files import packaged
 from vtc.shapes import BYTES
 
 
@@ -35,9 +34,6 @@ class Hardware:
 @cache
 def hardware_table() -> dict[str, Hardware]:
     """Every row of hardware.csv by name; peaks are dense (no sparsity), with float32 accumulation."""
-    path = Path(__file__).parent.parent / "hardware.csv"
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     return {
         row["name"]: Hardware(
             row["name"],
@@ -49,7 +45,7 @@ def hardware_table() -> dict[str, Hardware]:
             float(row["bandwidth_share"] or 1),
             row["overlap"] != "no",
         )
-        for row in rows
+        for row in packaged("hardware.csv")
     }
 
 

@@ -6,17 +6,15 @@ were made from uncommitted code are left out.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vtc import InputError, compressors, scaling
+from vtc import InputError, compressors, files, scaling
 from vtc.evaluation import compare, summary
 from vtc.evaluation.scores import FAMILIES, overall_error
 from vtc.experiments.claims import NOT_TESTABLE, Claim, Observation, corrected
@@ -47,8 +45,7 @@ def committed(rows: pd.DataFrame) -> pd.DataFrame:
 @cache
 def _lines() -> dict[str, dict[str, str]]:
     """What is said, by id."""
-    with (Path(__file__).parent.parent / "said.csv").open(newline="") as file:
-        return {line["id"]: line for line in csv.DictReader(file)}
+    return {line["id"]: line for line in files.packaged("said.csv")}
 
 
 def stated(

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from unittest.mock import patch
 
 from vtc.machine import die_with
 
@@ -31,7 +31,7 @@ def run(measure: Callable[[dict], object], cases: list[dict], workers: int) -> I
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
-    with changed_environment(_inherited()):  # workers start here
+    with patch.dict(os.environ, _inherited()):  # workers start here
         futures = {pool.submit(measure, case): case for case in cases}
     fault = None
     try:
@@ -69,15 +69,3 @@ def _inherited() -> dict[str, str]:
     """Environment of a worker: one thread unless the user said so, its memory, no bar."""
     threads = {name: os.environ.get(name, "1") for name in (f"{lib}_NUM_THREADS" for lib in LIBRARIES)}
     return threads | KEEP_MEMORY | {"VTC_PROGRESS": "off"}
-
-
-@contextmanager
-def changed_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

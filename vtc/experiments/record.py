@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from vtc import InputError, files
@@ -81,8 +79,4 @@ def write_csv(path: Path, tables: dict[str, list[dict]], named: bool = True) -> 
         for case in cases
         for row in case["rows"]
     ]
-    out, columns = io.StringIO(), dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(path, out.getvalue())
+    files.write(path, files.csv_text(rows))

@@ -14,9 +14,9 @@ import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 from vtc import files
-from vtc.experiments.executor import changed_environment
 from vtc.profiles import ROOT, Profile
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -27,7 +27,8 @@ def _kernel_environment(profile: Profile) -> AbstractContextManager[None]:
     """What notebooks inherit: the run's folder, its seeds, a terminal for progress bars if there is one."""
     terminal = os.ttyname(sys.stderr.fileno()) if _on_terminal() else "off"
     seeds = ",".join(map(str, profile.seeds))
-    return changed_environment({"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal})
+    settings = {"VTC_RUN": profile.run, "VTC_SEEDS": seeds, "VTC_PROGRESS": terminal}
+    return patch.dict(os.environ, settings)
 
 
 def _run(notebook: Path, profile: Profile) -> str | None:
@@ -71,9 +72,8 @@ def _run(notebook: Path, profile: Profile) -> str | None:
 
 def _sources(notebook: Path, profile: Profile) -> str:
     """A hash of what makes a notebook's outcome: its cells, the package, the profile's numbers."""
-    cells = [
-        cell["source"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"
-    ]
+    every = json.loads(notebook.read_text())["cells"]
+    cells = [cell["source"] for cell in every if cell["cell_type"] == "code"]
     kinds = (".py", ".csv", ".json", ".html")  # code, and what it reads
     modules = sorted(path for path in (ROOT / "vtc").rglob("*") if path.suffix in kinds)
     digest = hashlib.sha256(json.dumps(["".join(cell) for cell in cells]).encode() + repr(profile).encode())

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from vtc import InputError
+from vtc.files import packaged
 
-PUBLISHED = Path(__file__).parent.parent / "published.csv"
 COUNT = 0, math.inf, "is a negative count of tokens; it must be 0 or more"
 FIELDS = {  # column of a file of scores -> least, most, what to say otherwise
     "N": (1e-300, math.inf, "must be positive; N counts the LLM's parameters"),
@@ -92,8 +92,7 @@ def published(task: str = "reasoning") -> Points:
 
 def published_rows(table: str) -> list[dict]:
     """Rows of published.csv: table scaling | law | compressors | replication."""
-    with PUBLISHED.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row["table"] == table]
+    return [row for row in packaged("published.csv") if row["table"] == table]
 
 
 def read(path: str | Path, unit: str = "billions") -> list[Points]:
