@@ -25,7 +25,7 @@ def add_user_data(parser: argparse.ArgumentParser) -> None:
 def numbers(text: str, option: str, kind: type = float) -> list:
     """The numbers in "1,4,16", rising and each once; InputError, naming the option, for anything else."""
     try:
-        return sorted({kind(part) for part in text.split(",") if part.strip()})
+        return sorted({kind(part) for part in text.replace(",", " ").split()})
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise InputError(f"{option} {text!r}: give {what} with commas between them, such as 1,4,16") from None

@@ -123,7 +123,8 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
     kept = np.where(seen, q, 0.0) if way == "shared" else 0.0
     prefill = llm_pass(shape, prompt - kept, kept, batch, dtype)
     if part.drops_after:
-        early, late = (dataclasses.replace(shape, layers=n) for n in _split(shape.layers, part.drops_after))
+        before = np.minimum(shape.layers, part.drops_after)
+        early, late = (dataclasses.replace(shape, layers=n) for n in (before, shape.layers - before))
         whole = llm_pass(early, pipe.tower.s * images + Q, 0, batch, dtype)
         dropped = whole + llm_pass(late, prompt, 0, batch, dtype)
         prefill = Work(*(np.where(seen, a, b) for a, b in zip(dropped, prefill)))
@@ -136,11 +137,6 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
         "first": llm_head(shape, batch, dtype),
         "decode": llm_decode(shape, prompt, G, batch, dtype),
     }
-
-
-def _split(layers, after: int) -> tuple:
-    """Layers before and after a drop."""
-    return np.minimum(layers, after), np.maximum(layers - after, 0)
 
 
 def _projector(pipe: Pipeline, part: CompressorCost) -> tuple:

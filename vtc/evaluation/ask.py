@@ -49,9 +49,8 @@ def answers(
     shuffled: a control; the compressor reads a question of another task, the LLM the one that is asked.
     """
     images, said = features.features(p, split, **model.compressor.of_tower), []
-    order = sorted(
-        range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text))
-    )  # alike in length, less padding
+    # questions of one length side by side need less padding
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text)))
     other = [asked[i].text for i in (*order[len(order) // 2 :], *order[: len(order) // 2])]
     for start in range(0, len(order), batch):
         part = [asked[i] for i in order[start : start + batch]]
@@ -83,18 +82,14 @@ def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     talks = [talk for talk in said if talk.image is not None]
     if not talks:
         raise InputError('no entry has an image: expected at least one with the field "image"')
-    exact, similar = [], []
+    scores = []
     for start in bar(range(0, len(talks), 32), "conversations"):
         part = talks[start : start + 32]
         seen = features.of_files(model.eyes(), [talk.image for talk in part], **model.compressor.of_tower)
         texts, right = ([[turn[i] for turn in talk.turns] for talk in part] for i in (0, 1))
         longest = max(len(ids) for ids in model.tokenizer(sum(right, []))["input_ids"]) + 1
         answers = model.generate(seen, texts, longest, conversation=True)
-        for answer, truth in zip(sum(answers, []), sum(right, [])):
-            exact.append(answer == truth)
-            similar.append(edit_similarity(answer, truth))
-    return {
-        "exact": float(np.mean(exact)),
-        "edit_similarity": float(np.mean(similar)),
-        "questions": len(exact),
-    }
+        pairs = zip(sum(answers, []), sum(right, []))
+        scores += [(answer == truth, edit_similarity(answer, truth)) for answer, truth in pairs]
+    exact, similar = np.mean(scores, axis=0)
+    return {"exact": float(exact), "edit_similarity": float(similar), "questions": len(scores)}

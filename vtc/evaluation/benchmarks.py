@@ -95,10 +95,8 @@ def edit_distance(a: Sequence, b: Sequence) -> int:
 
 def anls(answer: str, right: Sequence[str]) -> float:
     """Similarity to the nearest of the right answers, letter by letter; below .5 it counts as 0 (DocVQA)."""
-    said, best = " ".join(answer.strip().lower().split()), 0.0
-    for other in right:
-        other = " ".join(other.strip().lower().split())
-        best = max(best, 1 - edit_distance(said, other) / max(len(said), len(other), 1))
+    said, *others = (" ".join(text.lower().split()) for text in (answer, *right))
+    best = max((1 - edit_distance(said, o) / max(len(said), len(o), 1) for o in others), default=0.0)
     return best if best >= ANLS_LEAST else 0.0
 
 

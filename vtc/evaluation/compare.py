@@ -21,17 +21,21 @@ def mean_interval(values) -> tuple[float, float, float, float]:
 
     A single seed says nothing of other training runs: its interval is infinite.
     """
-    from scipy.stats import t as student  # half a second
-
     values = np.asarray(values, float)
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, -np.inf, np.inf, 1.0
-    error = values.std(ddof=1) / n**0.5
-    if error == 0:
+    return student_interval(mean, float(values.std(ddof=1) / n**0.5), n - 1)
+
+
+def student_interval(mean: float, error: float, freedom: float) -> tuple[float, float, float, float]:
+    """Mean and its standard error -> mean, 95 % interval, two-sided p of 0, by Student's t."""
+    from scipy.stats import t as student  # half a second
+
+    if error == 0:  # every value is the same
         return mean, mean, mean, float(mean == 0)
-    reach = error * student.ppf(0.975, n - 1)
-    return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, n - 1))
+    reach = error * student.ppf(0.975, freedom)
+    return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, freedom))
 
 
 def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFrame:
@@ -66,20 +70,14 @@ def _interval(apart: list[np.ndarray], weights: list[float]) -> tuple[float, flo
     that over the questions that all seeds share. One seed says nothing of other training runs, so questions
     alone count then. (Resampling three seeds covered .82 of 400 planted differences, this .93.)
     """
-    from scipy.stats import t as student
-
     n = len(apart[0])
     by_seed = sum(w * task.mean(1) for w, task in zip(weights, apart))  # (seeds,)
     of_questions = sum(w**2 * task.mean(0).var(ddof=1) / task.shape[1] for w, task in zip(weights, apart))
     of_seeds = by_seed.var(ddof=1) / n if n > 1 else 0.0
     mean, variance = float(by_seed.mean()), float(of_seeds + of_questions)
-    if variance == 0:  # every answer scored alike
-        return mean, mean, mean, float(mean == 0)
     asked = sum(task.shape[1] - 1 for task in apart)
-    freedom = variance**2 / (of_seeds**2 / max(n - 1, 1) + of_questions**2 / asked)
-    reach = variance**0.5 * student.ppf(0.975, freedom)
-    p = float(2 * student.sf(abs(mean) / variance**0.5, freedom))
-    return mean, mean - reach, mean + reach, p
+    spread = float(of_seeds**2 / max(n - 1, 1) + of_questions**2 / asked)
+    return student_interval(mean, variance**0.5, variance**2 / spread if variance else 1.0)
 
 
 def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:

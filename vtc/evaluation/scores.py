@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import data
+from vtc.evaluation.benchmarks import edit_distance
 
 FAMILIES = {"reasoning": "reasoning", "ocr": "OCR-like"}  # as columns have them, as readers see them
 
@@ -25,12 +26,7 @@ WEIGHTS = _weights()  # of each task in a family's score, and in the overall sco
 def edit_similarity(answer: str, right: str) -> float:
     """1 - edit distance / longer length, in words; what DocVQA's ANLS averages (there, under 0.5 is 0)."""
     a, b = answer.split(), right.split()
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row = row, [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
-    return 1 - row[-1] / max(len(a), len(b), 1)
+    return 1 - edit_distance(a, b) / max(len(a), len(b), 1)
 
 
 def score(question: data.Question, answer: str) -> float:

@@ -12,6 +12,8 @@ from vtc import data
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
 
+FAMILY_OF = {task: FAMILIES[family] for family, tasks in data.FAMILIES.items() for task in tasks}
+
 
 def by_family(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
     """One row a cell and family: mean error over seeds, and the least and greatest seed.
@@ -27,11 +29,10 @@ def by_family(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFr
 
 def by_task(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
     """One row a cell and task: family, task, mean score over seeds."""
-    of = {task: FAMILIES[family] for family, tasks in data.FAMILIES.items() for task in tasks}
-    means = rows.groupby(list(by))[[f"score_{task}" for task in of]].mean()
-    means.columns = pd.Index(of, name="task")
+    means = rows.groupby(list(by))[[f"score_{task}" for task in FAMILY_OF]].mean()
+    means.columns = pd.Index(FAMILY_OF, name="task")
     long = means.stack().rename("score").reset_index()
-    return long.assign(family=long["task"].map(of))
+    return long.assign(family=long["task"].map(FAMILY_OF))
 
 
 def slopes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,24 +86,11 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
 def lengths(questions: list[data.Question]) -> pd.DataFrame:
     """Per task: number of questions, mean words of question and answer, and the commonest answer's score."""
     families = {task: family for family, tasks in data.FAMILIES.items() for task in tasks}
-    frame = pd.DataFrame(
-        {
-            "task": q.task,
-            "question": len(q.text.split()),
-            "answer": len(q.answer.split()),
-            "said": q.answer,
-        }
-        for q in questions
-    )
+    rows = [(q.task, len(q.text.split()), len(q.answer.split()), q.answer) for q in questions]
+    frame = pd.DataFrame(rows, columns=["task", "question words", "answer words", "commonest answer"])
     grouped = frame.groupby("task", sort=False)
-    return pd.DataFrame(
-        {
-            "family": [families.get(task, "caption") for task in grouped.groups],
-            "questions": grouped.size(),
-            "question words": grouped["question"].mean().round(1),
-            "answer words": grouped["answer"].mean().round(1),
-            "commonest answer": grouped["said"]
-            .agg(lambda s: s.value_counts(normalize=True).iloc[0])
-            .round(3),
-        }
-    ).reset_index()
+    table = grouped[["question words", "answer words"]].mean().round(1)
+    table.insert(0, "family", [families.get(task, "caption") for task in table.index])
+    table.insert(1, "questions", grouped.size())
+    share = grouped["commonest answer"].agg(lambda answers: answers.value_counts(normalize=True).iloc[0])
+    return table.assign(**{"commonest answer": share.round(3)}).reset_index()

@@ -144,9 +144,9 @@ def tokens(values: pd.Series) -> alt.X:
     return alt.X("V:Q", title="visual tokens V", scale=alt.Scale(**scale), axis=axis)
 
 
-def error(field: str = "error", title: str = "error, 1 - mean score") -> alt.Y:
+def error(title: str = "error, 1 - mean score", channel: type = alt.Y) -> alt.X | alt.Y:
     """The axis of errors, not from zero."""
-    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=False))
+    return channel("error:Q", title=title, scale=alt.Scale(zero=False))
 
 
 def drawn(chart: alt.TopLevelMixin) -> pd.DataFrame:

@@ -14,14 +14,8 @@ from vtc import figures
 
 def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.LayerChart:
     """Images (n, pixels, pixels, 3) in rows, enlarged, each above its caption."""
-    rows = pd.DataFrame(
-        {
-            "image": [_url(image) for image in images],
-            "column": [i % columns for i in range(len(images))],
-            "row": [i // columns for i in range(len(images))],
-            "caption": captions,
-        }
-    )
+    row, column = np.divmod(np.arange(len(images)), columns)
+    rows = pd.DataFrame({"image": map(_url, images), "column": column, "row": row, "caption": captions})
     x = alt.X("column:O", axis=None)
     y = alt.Y("row:O", axis=None, scale=alt.Scale(paddingInner=0.12))
     height = 190 * (rows["row"].max() + 1)

@@ -55,10 +55,8 @@ def content(fits: dict[str, Fit], draws: int, request: Request) -> dict:
 def _device(device: cost.Hardware) -> dict:
     peak = device.peak["bf16"] * device.compute_share
     bandwidth = device.bandwidth * device.bandwidth_share
-    return {"name": device.name, "peak": peak, "bandwidth": bandwidth} | {
-        "memory_gb": device.memory / 1e9,
-        "overlap": device.overlap,
-    }
+    limits = {"peak": peak, "bandwidth": bandwidth, "memory_gb": device.memory / 1e9}
+    return {"name": device.name} | limits | {"overlap": device.overlap}
 
 
 def _task(f: Fit, draws: int, N, V) -> dict:

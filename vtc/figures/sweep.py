@@ -42,10 +42,8 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Each task by gain from a larger LLM and from more tokens: the paper's two regimes, if there are two."""
     frame = summary.gains(rows)
-    ends = [
-        min(0.0, float(frame.min(numeric_only=True).min())),
-        1.1 * float(frame.max(numeric_only=True).max()),
-    ]
+    gains = frame[["gain from N", "gain from V"]].to_numpy()
+    ends = [min(0.0, float(gains.min())), 1.1 * float(gains.max())]
     scale = alt.Scale(domain=ends)
     base = alt.Chart(frame).encode(
         x=alt.X("gain from N:Q", title="gain from the smallest to the largest LLM", scale=scale),
@@ -53,10 +51,8 @@ def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
         color=alt.Color("family:N", title="family"),
     )
     words = base.mark_text(align="left", dx=8).encode(text="task:N")
-    line = pd.DataFrame({"x": [0, ends[1]], "y": [0, ends[1]]})
-    even = (
-        alt.Chart(line).mark_line(strokeDash=[4, 4], color="#999999", strokeWidth=1).encode(x="x:Q", y="y:Q")
-    )
+    line = alt.Chart(pd.DataFrame({"x": [0, ends[1]], "y": [0, ends[1]]})).encode(x="x:Q", y="y:Q")
+    even = line.mark_line(strokeDash=[4, 4], color="#999999", strokeWidth=1)
     title = "Which tasks want a larger LLM, which want more tokens"
     chart = even + base.mark_point(size=90) + words
     return figures.titled(chart, title, figures.provenance(rows, p), width=400, height=340)

@@ -51,11 +51,8 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     points = base.mark_point(size=70).encode(alt.X("difference:Q", title="difference in score"), color=color)
     bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=color)
     zero = alt.Chart(frame).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
-    title, tests = (
-        f"Paired by question, against {against}",
-        f"{len(frame)} comparisons, 95 % intervals each by itself",
-    )
-    high = 28 * frame["row"].nunique()
+    title, high = f"Paired by question, against {against}", 28 * frame["row"].nunique()
+    tests = f"{len(frame)} comparisons, 95 % intervals each by itself"
     return figures.panels(zero + bars + points, BY_V, title, tests, width=210, height=high)
 
 
@@ -106,7 +103,7 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     order = frame.assign(error=frame["error"].where(frame["V"] == most)).groupby("compressor")["error"].mean()
     names = alt.Y("compressor:N", title=None, sort=order.sort_values().index.to_list())
     base = alt.Chart(frame).encode(y=names, color=alt.Color("family:N", title="error in"))
-    x = alt.X("error:Q", title="error, 1 - mean score", scale=alt.Scale(zero=False))
+    x = figures.error(channel=alt.X)
     chart = base.mark_rule().encode(x="low:Q", x2="high:Q") + base.mark_point(size=60).encode(x=x)
     title, where = f"The whole zoo, the best at V = {most} on top", figures.provenance(rows, p)
     return figures.panels(chart, BY_V, title, where, width=200, height=17 * len(order))
@@ -118,9 +115,8 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     frame = summary.by_family(rows[rows["compressor"].isin([*pairs, *pairs.values()])], CELL)
     trained = frame["compressor"].isin(list(pairs)).map({True: "once, every V", False: "each V by itself"})
     frame = frame.assign(training=trained, compressor=frame["compressor"].replace(pairs))
-    lines = (
-        _along_v(frame).mark_line(point=True).encode(strokeDash=alt.StrokeDash("training:N", title="trained"))
-    )
+    dash = alt.StrokeDash("training:N", title="trained")
+    lines = _along_v(frame).mark_line(point=True).encode(strokeDash=dash)
     title, where = "One training for every V, or one each", figures.provenance(rows, p)
     return figures.panels(lines, FAMILY, title, where, width=300, height=250)
 

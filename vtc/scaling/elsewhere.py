@@ -38,9 +38,8 @@ def benchmark_betas(methods: tuple[str, ...] = METHODS) -> list[dict[str, object
         noise = ((y - design @ found) ** 2).sum() / free
         reach = student.ppf(0.975, free) * (noise * np.linalg.inv(design.T @ design)[0, 0]) ** 0.5
         beta = float(found[0])
-        rows.append(
-            {"task": task, "beta": beta, "beta_lo": beta - reach, "beta_hi": beta + reach, "points": len(y)}
-        )
+        ends = {"beta_lo": beta - reach, "beta_hi": beta + reach}
+        rows.append({"task": task, "beta": beta} | ends | {"points": len(y)})
     return sorted(rows, key=lambda row: row["beta"])
 
 
@@ -60,18 +59,10 @@ def published_latency(device: str = "a100") -> list[dict[str, object]]:
             continue
         pipe = cost.Pipeline(cost.llm("vicuna-7b"), compressor=COMPRESSORS[method])
         floor_ms = 1e3 * float(cost.latency(pipe, cost.hardware(device), V, Q, q=7)["ttft"])
-        passes = 1 + (
-            pipe.question_pass(cost.compressor(pipe.compressor, pipe.tower, V, pipe.llm.d)) == "paid"
-        )
-        row = {
-            "method": method,
-            "V": V,
-            "Q": Q,
-            "published_ms": float(value),
-            "floor_ms": floor_ms,
-            "passes": passes,
-        }
-        rows.append(row | {"beyond_ms": float(value) - floor_ms})
+        part = cost.compressor(pipe.compressor, pipe.tower, V, pipe.llm.d)
+        row = {"method": method, "V": V, "Q": Q, "published_ms": float(value), "floor_ms": floor_ms}
+        passes = 1 + (pipe.question_pass(part) == "paid")
+        rows.append(row | {"passes": passes, "beyond_ms": float(value) - floor_ms})
     return rows
 
 

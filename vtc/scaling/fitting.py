@@ -79,12 +79,10 @@ class Fit:
     def at_bound(self) -> dict[str, float]:
         """Parameters that ended at a bound -> that bound."""
         exponents = zip(self.law.exponents, self.solution.theta[0], self.problem.box)
-        ends = {
-            name: float(end)
-            for name, value, box in exponents
-            for end in box
-            if abs(value - end) < 1e-6 * (1 + abs(end))
-        }
+        ends = {}
+        for name, value, box in exponents:
+            for end in box[np.isclose(value, box, 1e-6, 1e-6)]:
+                ends[name] = float(end)
         free = zip(self.law.coefficients, self.solution.free[0])
         return ends | {name: self.problem.D_min if name == "D" else 0.0 for name, f in free if not f}
 
@@ -246,6 +244,5 @@ def _check(points: Points) -> None:
     for name in ("N", "V"):
         values = np.unique(getattr(points, name))
         if len(values) < 2:
-            raise InputError(
-                f"family {points.family}: all points have {name} = {values[0]:g}; give at least two {name}"
-            )
+            every = f"all points have {name} = {values[0]:g}"
+            raise InputError(f"family {points.family}: {every}; give at least two {name}")

@@ -46,9 +46,8 @@ def plane(f: Fit, Q: float = 50.0) -> pd.DataFrame:
         "law": (N, V, f.law.error(N, V, Q)),
         "frontier": (best.N[inside], best.V[inside], best.Y[inside]),
     }
-    rows = pd.concat(
-        [pd.DataFrame({"drawn": what, "N": n, "V": v, "error": y}) for what, (n, v, y) in parts.items()]
-    )
+    drawn = [pd.DataFrame(dict(zip(("N", "V", "error"), part))) for part in parts.values()]
+    rows = pd.concat(drawn, keys=parts, names=["drawn"]).reset_index("drawn")
     rows["TFLOP"], rows["LLM"] = 2e-3 * rows["N"] * (Q + rows["V"]), rows["N"].map(size)
     rows.attrs = summary(f, Q, by=None)
     return rows.reset_index(drop=True)
@@ -71,12 +70,12 @@ def wandering(f: Fit, seeds: int = 10) -> pd.DataFrame:
     return _frame([*rows, ours | {"sse": f.sse, "what": "exact optimum"}], seeds=seeds)
 
 
-def profiled(f: Fit, Q: float = 50.0, floors=None) -> pd.DataFrame:
+def profiled(f: Fit, Q: float = 50.0) -> pd.DataFrame:
     """The fit with D held at each value: long rows D | quantity | value | inside.
 
     `inside`: the points allow that D at 95 %.
     """
-    floors = np.linspace(-0.4, 0.9 * f.points.Y.min(), 60) if floors is None else np.asarray(floors, float)
+    floors = np.linspace(-0.4, 0.9 * f.points.Y.min(), 60)
     s = f.along("D", floors)
     law = f.problem.made(s, f.law.tokens)
     shown = {"alpha": law.alpha, "beta": law.beta, "A": law.A, "RMSE": np.sqrt(s.sse / f.n)}
@@ -126,10 +125,8 @@ def true_optimum(
         "all operations": lambda n, v: cost.flops(pipe(n), v, Q, G),
     }
     for b in batches:
-        kinds |= {
-            f"first token, batch {b}": seconds(b, "ttft"),
-            f"last token, batch {b}": seconds(b, "total"),
-        }
+        kinds[f"first token, batch {b}"] = seconds(b, "ttft")
+        kinds[f"last token, batch {b}"] = seconds(b, "total")
     rows = []
     for name, paid in kinds.items():
         ends = [float(np.ravel(paid(np.array([[n]]), np.array([[16]])))[0]) for n in (0.55, 13.5)]
@@ -140,19 +137,13 @@ def true_optimum(
     return _frame(rows, device=device.name, Q=Q, G=G, family=f.points.family)
 
 
-def binding(
-    device: cost.Hardware,
-    Q=50,
-    G=32,
-    V=(1, 4, 16, 36, 64, 144, 256, 576),
-    batches=(1, 2, 4, 8, 16, 32, 64, 128),
-) -> pd.DataFrame:
+def binding(device: cost.Hardware, Q=50, G=32, V=(1, 4, 16, 36, 64, 144, 256, 576)) -> pd.DataFrame:
     """What an LLM's prefill waits for, and what tokens cost there: rows N | V | batch | binds | slower.
 
     binds: reading weights, arithmetic, or does not fit; slower: seconds to the first token over those at
     V = 1.
     """
-    v, b = (x.ravel() for x in np.meshgrid(V, batches, indexing="ij"))
+    v, b = (x.ravel() for x in np.meshgrid(V, 2 ** np.arange(8), indexing="ij"))
     parts = []
     for shape in cost.QWEN15:
         pipe = cost.Pipeline(shape)
@@ -165,8 +156,8 @@ def binding(
     return _frame(pd.concat(parts, ignore_index=True), device=device.name, Q=Q, G=G)
 
 
-def own_sweep(rows, families: Sequence[str] = ("reasoning", "ocr"), law: str = "power") -> dict[str, Fit]:
-    """This project's own errors under a law, by family; without those whose rows are too few yet.
+def own_sweep(rows) -> dict[str, Fit]:
+    """This project's own errors under the power law, by family; without those whose rows are too few yet.
 
     The points are means over seeds at V > 0. Where the sweep holds several compressors, the one with most
     rows is taken.
@@ -177,10 +168,10 @@ def own_sweep(rows, families: Sequence[str] = ("reasoning", "ocr"), law: str = "
     if "compressor" in rows and len(rows):
         rows = rows[rows["compressor"] == rows["compressor"].mode().iloc[0]]
     fits = {}
-    for family in families:
+    for family in ("reasoning", "ocr"):
         if f"error_{family}" in rows:
             with suppress(InputError):  # too few points, or a single N or V so far
-                fits[family] = fit(sweep(rows, family).cells, law)
+                fits[family] = fit(sweep(rows, family).cells)
     return fits
 
 
@@ -190,6 +181,5 @@ def table(rows, digits: int = 4, columns: Sequence[str] | None = None) -> pd.Dat
     def short(x):
         return float(f"{x:.{digits}g}") if isinstance(x, (float, np.floating)) else x
 
-    return pd.DataFrame(
-        [{name: short(value) for name, value in row.items()} for row in rows], columns=columns
-    )
+    shown = [{name: short(value) for name, value in row.items()} for row in rows]
+    return pd.DataFrame(shown, columns=columns)

@@ -23,11 +23,11 @@ from vtc.scaling.laws import Law
 GRID = np.geomspace(0.25, 4096, 1500)  # token counts tried where there is no closed form, 0.65 % apart
 
 
-def v_star(law: Law, Q=0.0, G=0.0, q_prime=0.0, N_ref=None, V_ref=None):
+def v_star(law: Law, Q=0.0, G=0.0, q_prime=0.0):
     """Tokens at which the error is least at fixed N (V + Q + G + q').
 
-    Law (fields may be draws) -> V*, infinite where more tokens always pay. Laws without a closed form need
-    a reference: the budget is that of N_ref (billions) at V_ref tokens, by default the centre of the points.
+    Law (fields may be draws) -> V*, infinite where more tokens always pay. For laws without a closed form
+    the budget is that of the centre of the points.
     """
     text = np.asarray(Q, float) + G + q_prime
     if law.closed:
@@ -35,9 +35,7 @@ def v_star(law: Law, Q=0.0, G=0.0, q_prime=0.0, N_ref=None, V_ref=None):
         with np.errstate(divide="ignore", invalid="ignore"):
             inner = (beta * text - alpha * law.shift(Q)) / (alpha - beta)
         return np.where(alpha > beta, np.maximum(inner, 0.0), np.inf)[()]
-    N_ref = np.exp(law.n0) if N_ref is None else N_ref
-    V_ref = np.exp(law.t0) if V_ref is None else V_ref
-    N = N_ref * (V_ref + text) / (GRID + text)
+    N = np.exp(law.n0) * (np.exp(law.t0) + text) / (GRID + text)
     Y = law.error(N, GRID, Q)  # (..., grid)
     best = GRID[np.argmin(Y, -1)]
     return np.where(best >= GRID[-1], np.inf, np.where(best <= GRID[0], 0.0, best))[()]
@@ -50,9 +48,8 @@ def words(law: Law, Q=0.0, G=0.0, q_prime=0.0) -> str:
         return "as many tokens as fit: alpha <= beta, so the error falls faster with V than with N"
     if best < 1:
         if law.beta <= 0:
-            return (
-                "the fewest tokens there are: in these scores more tokens do not lower the error (beta <= 0)"
-            )
+            why = "in these scores more tokens do not lower the error (beta <= 0)"
+            return f"the fewest tokens there are: {why}"
         why = "no text or output token shares the cost" if text == 0 else "too few text tokens share the cost"
         return f"one token, the fewest there are: {why}, and alpha > beta"
     return f"{best:.3g} tokens where {text:g} text, output and question-pass tokens share the cost"

@@ -47,16 +47,14 @@ class Marginal:
         """Rows (one a size and seed) -> the curve; InputError for fewer than two sizes or bad numbers."""
         at, error = np.asarray(at, float), np.asarray(error, float)
         if len(at) == 0 or not (np.isfinite(at).all() and (at > 0).all()):
-            raise InputError(
-                f"marginal over {name}: every {name} must be a number above 0 (no image: leave it out)"
-            )
+            rule = f"every {name} must be a number above 0 (no image: leave it out)"
+            raise InputError(f"marginal over {name}: {rule}")
         if not (np.isfinite(error).all() and (error >= 0).all() and (error <= 1).all()):
             raise InputError(f"marginal over {name}: every error must lie between 0 and 1")
         sizes = np.unique(at)
         if len(sizes) < 2:
-            raise InputError(
-                f"marginal over {name}: all rows have {name} = {sizes[0]:g}; give at least two {name}"
-            )
+            every = f"all rows have {name} = {sizes[0]:g}"
+            raise InputError(f"marginal over {name}: {every}; give at least two {name}")
         groups = [error[at == size] for size in sizes]
         spread = [g.std(ddof=1) / len(g) ** 0.5 if len(g) > 1 else np.nan for g in groups]
         mean = np.array([g.mean() for g in groups])
@@ -108,14 +106,12 @@ def predict(
     if not all((np.isfinite(x) & (x > 0)).all() for x in (N, V, np.asarray(N0, float))):
         raise InputError("N and V of a prediction must be finite and above 0: no image has no marginal")
     rng = np.random.default_rng(seed)
-    drawn = {"know": know.draws(draws, rng), "see": see.draws(draws, rng)}
+    known, seen = know.draws(draws, rng), see.draws(draws, rng)
     certain = know.seeds > 1 and see.seeds > 1
     rows = []
     for form in FORMS:
         best = _compose(form, know.read(N), know.read([N0]), see.read(V))  # (N, V)
-        many = _compose(
-            form, know.read(N, drawn["know"]), know.read([N0], drawn["know"]), see.read(V, drawn["see"])
-        )  # (draws, N, V)
+        many = _compose(form, know.read(N, known), know.read([N0], known), see.read(V, seen))  # (draws, N, V)
         low, high = np.quantile(many, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         for i, n in enumerate(N):
             for j, v in enumerate(V):
@@ -156,12 +152,8 @@ def compared(
         truth = np.array([measured[row["N"], row["V"]] for row in rows])
         miss = np.abs(np.array([row["error"] for row in rows]) - truth) / np.maximum(truth, 0.01)
         within = [row["low"] is not None and row["low"] <= y <= row["high"] for row, y in zip(rows, truth)]
-        out[form] = {
-            "cells": len(rows),
-            "mean_miss": float(miss.mean()),
-            "worst_miss": float(miss.max()),
-            "inside": float(np.mean(within)),
-        }
+        out[form] = {"cells": len(rows), "mean_miss": float(miss.mean()), "worst_miss": float(miss.max())}
+        out[form]["inside"] = float(np.mean(within))
     return out
 
 

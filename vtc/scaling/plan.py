@@ -54,9 +54,8 @@ class Request:
         low, high = cost.QWEN15[0].nominal, cost.QWEN15[-1].nominal
         for N in self.models:
             if not low <= N <= high:
-                raise InputError(
-                    f"model of {N:g}B: shapes are known from {low:g}B to {high:g}B; choose within"
-                )
+                known = f"shapes are known from {low:g}B to {high:g}B"
+                raise InputError(f"model of {N:g}B: {known}; choose within")
         if min(self.tokens) < 1:
             raise InputError(f"V = {min(self.tokens)}: a choice holds at least one visual token")
 
@@ -112,21 +111,17 @@ def shapes(N, trailing: int = 0) -> cost.LLMShape:
 
 def measures(request: Request, device: cost.Hardware, N, V) -> dict[str, np.ndarray]:
     """Latency, memory and what binds of every pair: N (c,) billions, V (c,) -> arrays (c,)."""
-    pipe = cost.Pipeline(
-        shapes(N), compressor=request.compressor, question=request.question_pass, dtype=request.dtype
-    )
-    V = np.asarray(V, float)
-    work = cost.stages(pipe, V, request.Q, request.G, request.batch, request.question)
-    limits = {name: cost.limits(w, device, request.dtype) for name, w in work.items()}
-    took = {name: cost.seconds(w, device, request.dtype) for name, w in work.items()}
-    first = [name for name in took if name != "decode"]
-    by_compute = sum(np.where(limits[x][0] >= limits[x][1], took[x], 0.0) for x in first)
-    ttft = sum(took[x] for x in first)
+    r, V = request, np.asarray(V, float)
+    pipe = cost.Pipeline(shapes(N), compressor=r.compressor, question=r.question_pass, dtype=r.dtype)
+    work = cost.stages(pipe, V, r.Q, r.G, r.batch, r.question)
+    took = cost.latency(pipe, device, V, r.Q, r.G, r.batch, r.question)
+    waits = {name: cost.binds(w, device, r.dtype) for name, w in work.items() if name != "decode"}
+    by_compute = sum(np.where(by == "compute", took[name], 0.0) for name, by in waits.items())
     return {
-        "ttft_ms": ttft * 1e3,
-        "total_ms": (ttft + took["decode"]) * 1e3,
-        "memory_gb": cost.memory(pipe, V, request.Q, request.G, request.batch)["total"] / 1e9,
-        "compute_bound": by_compute >= ttft / 2,
+        "ttft_ms": took["ttft"] * 1e3,
+        "total_ms": took["total"] * 1e3,
+        "memory_gb": cost.memory(pipe, V, r.Q, r.G, r.batch)["total"] / 1e9,
+        "compute_bound": by_compute >= took["ttft"] / 2,
     }
 
 
@@ -211,9 +206,8 @@ def card(made: Plan, top: int = 8) -> list[str]:
     count = sum(c.fits for c in made.choices)
     lines.append(f"{count} of {len(made.choices)} choices fit; latency is {meaning}")
     if any(c.within == "extrapolation" for c in shown):
-        seen = ", ".join(
-            f"{name} {x.min():g} to {x.max():g}" for name, x in (("N", f.points.N), ("V", f.points.V))
-        )
+        N, V = f.points.N, f.points.V
+        seen = f"N {N.min():g} to {N.max():g}, V {V.min():g} to {V.max():g}"
         lines.append(f"* an extrapolation: the law has seen {seen}")
     return lines
 
@@ -221,22 +215,18 @@ def card(made: Plan, top: int = 8) -> list[str]:
 def _ends(ends, digits: int | None = None) -> str:
     if ends is None or math.isinf(ends[0]):
         return ""
-    show = (
-        (lambda x: f"{x:.{digits}f}") if digits else (lambda x: "unbounded" if math.isinf(x) else f"{x:.3g}")
-    )
-    return f" [{show(ends[0])}, {show(ends[1])}]"
+    form = f".{digits}f" if digits else ".3g"
+    low, high = ("unbounded" if math.isinf(x) else f"{x:{form}}" for x in ends)
+    return f" [{low}, {high}]"
 
 
 def as_dict(made: Plan) -> dict:
     """The plan as JSON: recommended N and V with intervals, then all choices; null means unbounded."""
     f, best, text = made.fit, made.best, (made.request.Q, made.request.G, made.request.q_prime)
     out = {"fits": best is not None, "hardware": made.hardware.name, "family": f.points.family}
-    found = [
-        ("N", getattr(best, "N", None), made.N_interval),
-        ("V", getattr(best, "V", None), made.V_interval),
-    ]
-    found.append(("V_opt", v_star(f.law, *text), v_star_interval(f, *text)))
-    for name, value, ends in found:
+    found = {x: (getattr(best, x, None), getattr(made, f"{x}_interval")) for x in ("N", "V")}
+    found["V_opt"] = v_star(f.law, *text), v_star_interval(f, *text)
+    for name, (value, ends) in found.items():
         low, high = ends or (math.nan, math.nan)
         out |= {name: finite(value), f"{name}_lo": finite(low), f"{name}_hi": finite(high)}
     out |= {"V_opt_words": words(f.law, *text), "status": f.status, "fault": f.fault}

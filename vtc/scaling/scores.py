@@ -64,30 +64,20 @@ class Points:
 
 def points(N, V, Y, Q=None, seed=None, odd=None, family="all") -> Points:
     """Columns of equal length -> Points; Q, seed and odd may be missing."""
-    Y = np.asarray(Y, float)
-    fill = lambda x, value: np.full(len(Y), value) if x is None else np.asarray(x)  # noqa: E731
-    return Points(
-        np.asarray(N, float),
-        np.asarray(V, float),
-        Y,
-        fill(Q, 0.0).astype(float),
-        fill(seed, 0),
-        fill(odd, ""),
-        family,
-    )
+    N, V, Y, Q = (np.asarray(x, float) for x in (N, V, Y, np.zeros(len(Y)) if Q is None else Q))
+    seed = np.zeros(len(Y), int) if seed is None else np.asarray(seed)
+    odd = np.full(len(Y), "") if odd is None else np.asarray(odd)
+    return Points(N, V, Y, Q, seed, odd, family)
 
 
 def published(task: str = "reasoning") -> Points:
     """The paper's 28 points (Qwen1.5, TokenPacker); task reasoning | ocr; `odd` marks the suspect ones."""
     rows = [row for row in published_rows("scaling") if row["task"] == task]
     if not rows:
-        raise InputError(
-            f"task {task!r}: published.csv has reasoning and ocr; for your own scores give a CSV file"
-        )
-    column = lambda name: [float(row[name]) for row in rows]  # noqa: E731
-    return points(
-        column("N"), column("V"), 1 - np.array(column("value")), odd=[row["odd"] for row in rows], family=task
-    )
+        there = "published.csv has reasoning and ocr"
+        raise InputError(f"task {task!r}: {there}; for your own scores give a CSV file")
+    N, V, score = (np.array([float(row[name]) for row in rows]) for name in ("N", "V", "value"))
+    return points(N, V, 1 - score, odd=[row["odd"] for row in rows], family=task)
 
 
 def published_rows(table: str) -> list[dict]:
@@ -121,14 +111,12 @@ def records(path: str | Path, needed: Sequence[str], unit: str = "billions") -> 
             table = csv.DictReader(file)
             rows, header = list(table), [name.strip() for name in table.fieldnames or []]
     except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, or a NUL in the name
-        raise InputError(
-            f"{path}: cannot be read as CSV text ({error}); give a file with columns {','.join(needed)}"
-        ) from None
+        wanted = f"give a file with columns {','.join(needed)}"
+        raise InputError(f"{path}: cannot be read as CSV text ({error}); {wanted}") from None
     for name in needed:
         if name not in header:
-            raise InputError(
-                f"{path}: column {name} is missing (found {', '.join(header) or 'nothing'}); rename or add it"
-            )
+            found = ", ".join(header) or "nothing"
+            raise InputError(f"{path}: column {name} is missing (found {found}); rename or add it")
     if not rows:
         raise InputError(f"{path}: has a header but no rows; at least 4 are needed")
     families: dict[str, list[dict]] = {}
@@ -168,12 +156,6 @@ def sweep(rows, family: str = "reasoning", compressor: str | None = None) -> Poi
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
     rows = [row for row in rows if compressor in (None, row.get("compressor")) or float(row["V"]) == 0]
     rows = [row for row in rows if np.isfinite(float(row[f"error_{family}"]))]
-    column = lambda key, default=0: [float(row.get(key, default)) for row in rows]  # noqa: E731
-    return points(
-        np.array(column("N")) * 1e-9,
-        column("V"),
-        column(f"error_{family}"),
-        column("Q"),
-        column("seed"),
-        family=family,
-    )
+    columns = ("N", "V", f"error_{family}", "Q", "seed")
+    N, *others = (np.array([float(row.get(name, 0)) for row in rows]) for name in columns)
+    return points(N * 1e-9, *others, family=family)
