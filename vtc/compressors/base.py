@@ -39,9 +39,8 @@ class Features:
     def cat(pieces: list[Features]) -> Features:
         """The batches one behind the other."""
         parts = {f.name: [getattr(piece, f.name) for piece in pieces] for f in fields(Features)}
-        return Features(
-            **{name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
-        )
+        whole = {name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
+        return Features(**whole)
 
     def __getitem__(self, index) -> Features:
         """Images `index` (slice, list or index tensor) of the batch."""
@@ -89,9 +88,8 @@ class Compressor(nn.Module):
         if tokens in there:
             return tokens
         listed = ", ".join(map(str, there if len(there) < 20 else [*there[:5], "...", there[-1]]))
-        raise InputError(
-            f"{self.name} cannot give V = {tokens} from a {self.grid} x {self.grid} grid: use one of {listed}"
-        )
+        grid = f"{self.grid} x {self.grid} grid"
+        raise InputError(f"{self.name} cannot give V = {tokens} from a {grid}: use one of {listed}")
 
     @property
     def side(self) -> int:
@@ -119,9 +117,8 @@ class Compressor(nn.Module):
     def at(self, tokens: int) -> Compressor:
         """The same weights (shared, not copied) giving another V; only where `nested` is true."""
         if not self.nested and tokens != self.tokens:
-            raise InputError(
-                f"{self.name} is built for V = {self.tokens}; it cannot give {tokens} with the same weights"
-            )
+            built = f"{self.name} is built for V = {self.tokens}"
+            raise InputError(f"{built}; it cannot give {tokens} with the same weights")
         twin = copy.copy(self)
         twin.tokens = twin.check_tokens(tokens)
         return twin
@@ -275,9 +272,8 @@ class Official:
     def __getitem__(self, name: str) -> Tensor:
         if name in self.state:
             return torch.as_tensor(self.state[name])
-        raise InputError(
-            f"load_official: {self.owner} expects a tensor named '{name}' in the state dict; it is missing"
-        )
+        expected = f"load_official: {self.owner} expects a tensor named '{name}'"
+        raise InputError(f"{expected} in the state dict; it is missing")
 
     def mlp2x(self, prefix: str = "", layers: tuple[int, int] = (0, 2)) -> dict[str, Tensor]:
         """Tensors of a Linear, GELU, Linear at `layers` of a sequence, under the names of our `mlp2x`."""
@@ -290,16 +286,14 @@ class Official:
 
 def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy tensors into `module`'s parameters by name; one `InputError` says which is missing or misfits."""
-    own = dict(module.named_parameters())
-    for name in own:
+    own, owner = dict(module.named_parameters()), f"{type(module).__name__}"
+    for name, part in own.items():
         if name not in tensors:
-            raise InputError(f"load_official: nothing in the state dict for {type(module).__name__}.{name}")
-    for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            raise InputError(
-                f"load_official: {type(module).__name__}.{name} is {tuple(own[name].shape)} here, "
-                f"{tuple(tensor.shape)} in the state dict: build with the widths of the release"
-            )
+            raise InputError(f"load_official: nothing in the state dict for {owner}.{name}")
+        here, there = tuple(part.shape), tuple(tensors[name].shape)
+        if here != there:
+            what = f"load_official: {owner}.{name} is {here} here, {there} in the state dict"
+            raise InputError(f"{what}: build with the widths of the release")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)

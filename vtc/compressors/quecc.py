@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from vtc import InputError
 from vtc.compressors.base import Features, Official, Windows, fill, mlp2x
-from vtc.compressors.question import QuestionPool, check_source
+from vtc.compressors.question import Steered
 from vtc.compressors.windowed import WindowAttention, inverse_sigma
 
 
-class QueCC(Windows):
+class QueCC(Steered, Windows):
     """(b, s, d), (b, s, d_levels) and a question -> (b, V, width); the projector follows.
 
     question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question)
@@ -48,8 +48,7 @@ class QueCC(Windows):
     def __init__(self, *, heads=8, width=None, question=True, conv=True, levels=None, source="llm_last",
                  kernel=None, stride=None, project=False, **shape):  # fmt: skip
         super().__init__(**shape)
-        check_source(self.name, source)
-        self.question_source = source if question else None
+        self.question_source = None
         width = width or self.d
         self.needs_question, self.conv, self.heads = question, conv, heads
         self.needs_levels = levels != 1
@@ -57,10 +56,7 @@ class QueCC(Windows):
         if (self.grid - self.kernel) // self.stride + 1 != self.n:
             raise InputError(f"{self.name}: kernel={kernel}, stride={stride} do not give V = {self.tokens}")
         if question:
-            self.d_question = self.d_question or self.d_llm
-            d_text = self.width_of("d_question")
-            self.pool = QuestionPool(d_text) if source == "embeddings" else None
-            self.text = nn.Linear(self.pool.d_out if self.pool else d_text, self.d)
+            self.text = nn.Linear(self.take_question(source), self.d)
             self.text_norm = nn.LayerNorm(self.d, eps=1e-6)
         self.query_in, self.query_out = nn.Linear(self.d, width), nn.Linear(width, width)
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
@@ -69,9 +65,8 @@ class QueCC(Windows):
             kernel = depthwise.weight.detach()[:, 0].permute(1, 2, 0)  # (k, k, width)
             self.conv_weight = nn.Parameter(kernel.contiguous())
             self.conv_bias = nn.Parameter(depthwise.bias.detach())
-        self.attend = WindowAttention(
-            self.width_of("d_levels") if self.needs_levels else self.d, width, heads
-        )
+        d_keys = self.width_of("d_levels") if self.needs_levels else self.d
+        self.attend = WindowAttention(d_keys, width, heads)
         self.project = mlp2x(width, self.width_of("d_llm"), self.d_llm) if project else nn.Identity()
         self.d_out = self.d_llm if project else width
         self.ends_at_llm = project
@@ -82,14 +77,6 @@ class QueCC(Windows):
 
     def read(self, features: Features) -> Tensor:
         return features.levels if self.needs_levels else features.last
-
-    def asked(self, question: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """A question as it is given -> (b, m, d_question); None where none is read."""
-        if not self.needs_question:
-            return None
-        if self.pool is not None:
-            question = self.pool(question, mask)
-        return question if question.dim() == 3 else question.unsqueeze(1)
 
     def queries(self, before: Tensor, question: Tensor | None) -> Tensor:
         """The query MLP's first product (b, s, width), questions (b, m, d_question) -> (b, m, V, width)."""

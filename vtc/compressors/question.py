@@ -10,10 +10,32 @@ from vtc import InputError
 SOURCES = ("llm_last", "prompt_prefix", "embeddings")
 
 
-def check_source(name: str, source: str) -> None:
-    """Raise `InputError` where the question's vector cannot come from there."""
-    if source not in SOURCES:
-        raise InputError(f"{name}: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
+class Steered:
+    """What compressors that read a question share: where its vector comes from, and its shape."""
+
+    def take_question(self, source: str) -> int:
+        """Set up the reading -> width of the vector. Raises `InputError` for an unknown source."""
+        if source not in SOURCES:
+            raise InputError(f"{self.name}: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
+        self.question_source, self.d_question = source, self.d_question or self.d_llm
+        width = self.width_of("d_question")
+        self.pool = QuestionPool(width) if source == "embeddings" else None
+        return self.pool.d_out if self.pool else width
+
+    def asked(self, question: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """A question as it is given -> vectors (b, m, width); None where none is read."""
+        if not self.needs_question:
+            return None
+        if self.pool is not None:
+            question = self.pool(question, mask)
+        return question if question.dim() == 3 else question.unsqueeze(1)
+
+
+def several(question: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (b, q, d) or (b, m, q, d), mask alike or None -> both with m, which is 1 where it lacks."""
+    if question.dim() == 4:
+        return question, mask
+    return question.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
 
 
 class QuestionPool(nn.Module):

@@ -41,12 +41,12 @@ class WindowAttention(nn.Module):
     and the key in-projection, are not kept: they cannot change the output.
     """
 
-    def __init__(
-        self, d_levels: int, width: int, heads: int = 8, std: float | None = None, eps: float = 1e-6
-    ):
+    eps = 1e-6
+
+    def __init__(self, d_levels: int, width: int, heads: int = 8, std: float | None = None):
         super().__init__()
         check_heads(heads, width)
-        self.heads, self.eps, self._folded = heads, eps, None
+        self.heads, self._folded = heads, None
         self.kv_in = nn.Linear(d_levels, 2 * width)
         second = nn.Linear(2 * width, width)  # drawn as two linear maps (out, in) below
         maps = second.weight.detach().view(width, 2, width).permute(1, 2, 0)  # (key or value, in, out)
@@ -126,9 +126,8 @@ class WindowAttention(nn.Module):
         if kv.maps:
             values, constant = kv.maps[2:]
             total = weights.sum(-1).view(b, v, m, self.heads, 1).transpose(1, 2)
-            constant = total * constant.view(self.heads, -1) + F.linear(self.value_shift, self.v.weight).view(
-                self.heads, -1
-            )
+            shift = F.linear(self.value_shift, self.v.weight).view(self.heads, -1)
+            constant = total * constant.view(self.heads, -1) + shift
         else:
             mixed = mixed * self.value_scale + self.value_shift  # (b, v, m, heads, width)
             values, constant = self.v.weight, 0
@@ -169,17 +168,16 @@ class WindowAttention(nn.Module):
         weights = self.weights(queries, z[0], inverse[0], kv.maps)
         return unwindows(weights.mean(1).view(b, v, -1), math.isqrt(v))
 
-    def official(
-        self, given: Official, key: str, key_norm: str, value: str, value_norm: str
-    ) -> dict[str, Tensor]:
+    def official(self, given: Official, key: str, key_norm: str, value: str, value_norm: str) -> dict:
         """Tensors of a release by own names: `key`, `value` prefix MLPs, `clip_attn` the attention."""
         q, k, v = given["clip_attn.in_proj_weight"].chunk(3)
         q_bias, _, v_bias = given["clip_attn.in_proj_bias"].chunk(3)
+        maps = [given.under(f"{prefix}.") for prefix in (key, value)]
         return {
-            "kv_in.weight": torch.cat([given[f"{key}.0.weight"], given[f"{value}.0.weight"]]),
-            "kv_in.bias": torch.cat([given[f"{key}.0.bias"], given[f"{value}.0.bias"]]),
-            "kv_weight": torch.stack([given[f"{key}.2.weight"].T, given[f"{value}.2.weight"].T]),
-            "kv_bias": torch.stack([given[f"{key}.2.bias"], given[f"{value}.2.bias"]]).unsqueeze(1),
+            "kv_in.weight": torch.cat([part["0.weight"] for part in maps]),
+            "kv_in.bias": torch.cat([part["0.bias"] for part in maps]),
+            "kv_weight": torch.stack([part["2.weight"].T for part in maps]),
+            "kv_bias": torch.stack([part["2.bias"] for part in maps]).unsqueeze(1),
             "key_scale": given[f"{key_norm}.weight"],
             "value_scale": given[f"{value_norm}.weight"],
             "value_shift": given[f"{value_norm}.bias"],

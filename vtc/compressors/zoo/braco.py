@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.compressors.base import Compressor, Features, Official, fill
@@ -48,12 +49,8 @@ def energy(x: Tensor, g: int) -> Tensor:
     image = x.unflatten(1, (g, g))
     down = (image[:, 1:] - image[:, :-1]).square().sum(-1)  # (b, g - 1, g)
     right = (image[:, :, 1:] - image[:, :, :-1]).square().sum(-1)  # (b, g, g - 1)
-    total = image.new_zeros(image.shape[:-1])
-    total[:, 1:] += down
-    total[:, :-1] += down
-    total[:, :, 1:] += right
-    total[:, :, :-1] += right
-    total = total.flatten(1)
+    total = F.pad(down, (0, 0, 1, 0)) + F.pad(down, (0, 0, 0, 1))  # (b, g, g)
+    total = (total + F.pad(right, (1, 0)) + F.pad(right, (0, 1))).flatten(1)
     return (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-6)
 
 

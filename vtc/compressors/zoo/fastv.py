@@ -48,9 +48,8 @@ class FastV(Compressor):
         super().__init__(**shape)
         self.layer = layer
         if layer < 1:
-            raise InputError(
-                f"fastv: layer must be at least 1 (attention of the layer before is read), got {layer}"
-            )
+            why = "attention of the layer before is read"
+            raise InputError(f"fastv: layer must be at least 1 ({why}), got {layer}")
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return features.last

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vtc import InputError
 from vtc.compressors.base import Features, Windows, mlp2x, unwindows, windows
-from vtc.compressors.question import QuestionPool, check_source
+from vtc.compressors.question import Steered
 
 
 def spread(glances: int, k: int) -> Tensor:
@@ -31,7 +31,7 @@ def spread(glances: int, k: int) -> Tensor:
     return (-far / (2 * (k / side) ** 2)).flatten(1)
 
 
-class Glances(Windows):
+class Glances(Steered, Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
     steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales
@@ -45,12 +45,11 @@ class Glances(Windows):
     def __init__(self, *, glances=32, width=None, each=None, steered=False, nested=False,
                  source="embeddings", **shape):  # fmt: skip
         super().__init__(**shape)
-        check_source(self.name, source)
         if glances < 1:
             raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
         width = width or self.d
         each = each or max(4, width // 8)
-        self.needs_question, self.question_source, self.nested = steered, source, nested
+        self.needs_question, self.nested = steered, nested
         self.read = mlp2x(self.width_of("d_levels"), width, width)
         self.query = nn.Parameter(torch.randn(glances, width) * width**-0.5)
         sides = [self.grid // math.isqrt(v) for v in self.possible(self.grid)] if nested else [self.k]
@@ -59,10 +58,7 @@ class Glances(Windows):
         self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
         self.project = mlp2x(glances * each, self.d_out, self.d_out)
         if steered:
-            self.d_question = self.d_question or self.d_llm
-            self.pool = QuestionPool(self.d_question) if source == "embeddings" else None
-            d_text = self.pool.d_out if self.pool else self.d_question
-            self.text = nn.Sequential(nn.Linear(d_text, width), nn.GELU())
+            self.text = nn.Sequential(nn.Linear(self.take_question(source), width), nn.GELU())
             self.steer, self.scale = nn.Linear(width, glances * width), nn.Linear(width, width)
             nn.init.normal_(self.steer.weight, std=0.5 * width**-0.5)
             nn.init.zeros_(self.scale.weight)
@@ -72,12 +68,9 @@ class Glances(Windows):
         z = self.read(features.levels)
         return windows(F.layer_norm(z, z.shape[-1:], eps=1e-6), self.n)
 
-    def asked(self, question: Tensor, mask: Tensor | None) -> Tensor:
-        """A question -> (b, m, width)."""
-        if self.pool is not None:
-            question = self.pool(question, mask)  # (b, d) or (b, m, d)
-        steer = self.text(question)
-        return steer if steer.dim() == 3 else steer.unsqueeze(1)
+    def steering(self, question: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """A question -> (b, m, width); None where none is read."""
+        return self.text(self.asked(question, mask)) if self.needs_question else None
 
     def weights(self, patches: Tensor, steer: Tensor | None) -> Tensor:
         """Patches (b, V, k*k, width), steer (b, m, width) -> weights (b, V, m glances, k*k)."""
@@ -94,7 +87,7 @@ class Glances(Windows):
     def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
         """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: kept `patches`."""
         patches = self.patches(features) if kv is None else kv
-        steer = self.asked(question, mask) if self.needs_question else None
+        steer = self.steering(question, mask)
         seen = self.weights(patches, steer) @ patches  # (b, V, m glances, width)
         seen = seen.unflatten(2, (-1, len(self.query))).transpose(1, 2)  # (b, m, V, glances, width)
         if steer is not None:
@@ -103,5 +96,5 @@ class Glances(Windows):
         return self.project(carried.flatten(3).flatten(0, 1))  # (b m, V, d_llm)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
-        steer = self.asked(question, mask) if self.needs_question else None
+        steer = self.steering(question, mask)
         return unwindows(self.weights(self.patches(features), steer).mean(2), self.n)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.compressors.base import Compressor, Features, check_heads, mlp2x
+from vtc.compressors.question import several
 from vtc.compressors.zoo.controls import areas
 
 
@@ -58,14 +59,11 @@ class LLaMAVID(Compressor):
     def compress(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike."""
         x = features.last
-        if question.dim() == 3:
-            question, mask = question.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
+        question, mask = several(question, mask)
         context = self.context(self.looks(x, question, mask) @ x).unsqueeze(2)  # (b, m, 1, d_llm)
         if self.tokens == 1:
             return context.flatten(0, 1)
-        content = self.content(self.spread().to(x) @ x).unsqueeze(
-            1
-        )  # (b, 1, V - 1, d_llm), for every question
+        content = self.content(self.spread().to(x) @ x).unsqueeze(1)  # (b, 1, V - 1, d_llm)
         return torch.cat([context, content.expand(-1, question.shape[1], -1, -1)], 2).flatten(0, 1)
 
     def spread(self) -> Tensor:
@@ -74,8 +72,7 @@ class LLaMAVID(Compressor):
         return torch.kron(rows, columns)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
-        question, mask = question.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
-        looks = self.looks(features.last, question, mask)  # (b, 1, s)
+        looks = self.looks(features.last, *several(question, mask))  # (b, 1, s)
         if self.tokens == 1:
             return looks
         return torch.cat([looks, self.spread().to(looks).expand(len(looks), -1, -1)], 1)

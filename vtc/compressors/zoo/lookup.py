@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.compressors.base import Features, unwindows
+from vtc.compressors.question import several
 from vtc.compressors.zoo.glances import Glances
 
 
@@ -38,8 +39,7 @@ class Lookup(Glances):
 
     def words(self, question: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings (b, [m,] q, d_llm) -> queries (b, m, q, d_llm), shares of the finds (b, m, finds, q)."""
-        if question.dim() == 3:
-            question, mask = question.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
+        question, mask = several(question, mask)
         share = self.gate(question)  # (b, m, q, finds)
         if mask is not None:
             share = share.masked_fill(~mask.bool().unsqueeze(-1), -1e4)

@@ -159,9 +159,8 @@ class VisionZip(Compressor):
         self.contextual = contextual or max(1, round(self.tokens * 10 / 64))
         self.normalise = normalise
         if not 0 < self.contextual < self.tokens:
-            raise InputError(
-                f"visionzip: contextual must be 1 to V - 1 = {self.tokens - 1}, got {contextual}"
-            )
+            most = self.tokens - 1
+            raise InputError(f"visionzip: contextual must be 1 to V - 1 = {most}, got {contextual}")
 
     def zip(self, features: Features) -> Zipped:
         attention = features.attention.float().sum(1)  # (b, s)

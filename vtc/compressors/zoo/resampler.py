@@ -106,9 +106,23 @@ class Resampler(Compressor):
         self.value_norm = nn.LayerNorm(self.d, eps=self.eps)
         self.attend = PackedAttention(self.d, heads)
 
+    def place(self, code: Tensor, key_code: Tensor) -> None:
+        """Keep the position codes of queries (m, d) and keys (s, d)."""
+        self.register_buffer("code", code, persistent=False)
+        self.register_buffer("key_code", key_code, persistent=False)
+
     def reads(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (1, m, d), keys (b or 1, s, d), values (b, s, d)."""
-        raise NotImplementedError
+        values = self.value_norm(features.last)
+        return (self.query_norm(self.query) + self.code).unsqueeze(0), values + self.key_code, values
+
+    def load(self, given: Official, **norms: str) -> None:
+        """Read `query`, `attn.*` and the norms, own name = theirs, of a release."""
+        for own, name in norms.items():
+            fill(getattr(self, own), given.linear(name))
+        self.attend.load_official(given.under("attn."))
+        with torch.no_grad():
+            self.query.copy_(given["query"])
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         return self.attend(*self.reads(features))
@@ -141,8 +155,7 @@ class MQT(Resampler):
         self.content = keys == "content"
         self.key_norm = nn.LayerNorm(self.d, eps=self.eps)
         code = position_code(side, self.d).half().float()  # the release makes it in 16 bits
-        self.register_buffer("code", code, persistent=False)
-        self.register_buffer("key_code", resized(code, self.grid), persistent=False)
+        self.place(code, resized(code, self.grid))
         self.project = nn.Parameter(torch.randn(self.d, self.d_out) * self.d**-0.5)
 
     def check_tokens(self, tokens: int) -> int:
@@ -161,11 +174,8 @@ class MQT(Resampler):
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read a released MQT resampler: `query`, `proj`, `attn.*`, `ln_q`, `ln_k`, `ln_v`."""
         given = Official(state, "MQT")
-        for norm, name in ((self.query_norm, "ln_q"), (self.key_norm, "ln_k"), (self.value_norm, "ln_v")):
-            fill(norm, given.linear(name))
-        self.attend.load_official(given.under("attn."))
+        self.load(given, query_norm="ln_q", key_norm="ln_k", value_norm="ln_v")
         with torch.no_grad():
-            self.query.copy_(given["query"])
             self.project.copy_(given["proj"])
 
 
@@ -186,21 +196,11 @@ class LLaVAMini(Resampler):
     def __init__(self, *, heads: int = 8, **shape):
         super().__init__(heads=heads, rows=shape["tokens"], **shape)
         code = position_code(math.isqrt(self.tokens), self.d)
-        self.register_buffer("code", code, persistent=False)
-        self.register_buffer("key_code", resized(code, self.grid), persistent=False)
-
-    def reads(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
-        values = self.value_norm(features.last)
-        return (self.query_norm(self.query) + self.code).unsqueeze(0), values + self.key_code, values
+        self.place(code, resized(code, self.grid))
 
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read LLaVA-Mini's compressor: `query`, `attn.*`, `ln_q`, `ln_kv`."""
-        given = Official(state, "LLaVAMini")
-        fill(self.query_norm, given.linear("ln_q"))
-        fill(self.value_norm, given.linear("ln_kv"))
-        self.attend.load_official(given.under("attn."))
-        with torch.no_grad():
-            self.query.copy_(given["query"])
+        self.load(Official(state, "LLaVAMini"), query_norm="ln_q", value_norm="ln_kv")
 
 
 class Perceiver(Resampler):
@@ -217,12 +217,10 @@ class Perceiver(Resampler):
         self.project = nn.Linear(self.d, self.d)
         self.blocks = nn.ModuleList(Block(self.d, heads) for _ in range(depth))
         side = math.ceil(self.tokens**0.5)
-        self.register_buffer("code", position_code(side, self.d)[: self.tokens], persistent=False)
-        self.register_buffer("key_code", position_code(self.grid, self.d), persistent=False)
+        self.place(position_code(side, self.d)[: self.tokens], position_code(self.grid, self.d))
 
     def reads(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
-        values = self.value_norm(self.read(features.last))
-        return (self.query_norm(self.query) + self.code).unsqueeze(0), values + self.key_code, values
+        return super().reads(Features(self.read(features.last)))
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         queries, keys, values = self.reads(features)
