@@ -75,9 +75,8 @@ def _print(f: Fit, row: dict) -> None:
     if f.shared:
         few = ", which is few" if f.llms < FEW else ""
         print(f"  second interval: the errors of one LLM's points are not independent; {f.llms} LLMs{few}")
-    print(
-        f"  SSE {f.sse:.4g}  RMSE {f.rmse:.4g}  R2 {f.r2:.4f}  AICc {f.aicc:.1f}  ({f.seconds * 1e3:.0f} ms)"
-    )
+    took = f"({f.seconds * 1e3:.0f} ms)"
+    print(f"  SSE {f.sse:.4g}  RMSE {f.rmse:.4g}  R2 {f.r2:.4f}  AICc {f.aicc:.1f}  {took}")
     print(f"  status: {f.status}\n  optimum at fixed N(V + Q + G + q'): {row['V_opt_words']}")
     if f.fault:
         print(f"  don't rely on these numbers: {f.fault}")

@@ -91,9 +91,8 @@ def _points(args):
     if args.task in TASKS:
         return published(args.task)
     if not args.task.lower().endswith(".csv"):
-        raise InputError(
-            f"--task {args.task!r}: choose {', '.join(TASKS)}, or give a .csv of your own scores"
-        )
+        known = ", ".join(TASKS)
+        raise InputError(f"--task {args.task!r}: choose {known}, or give a .csv of your own scores")
     families = {points.family: points for points in read(args.task, args.unit)}
     if args.family is None and len(families) > 1:
         raise InputError(f"{args.task} holds {', '.join(families)}: choose one with --family")

@@ -34,9 +34,8 @@ def main(args: argparse.Namespace) -> int:
     know, see = read(args.know, "N", args.unit), read(args.see, "V")
     shared = [family for family in know if family in see]
     if not shared:
-        raise InputError(
-            f"{args.know} holds {', '.join(know)}, {args.see} holds {', '.join(see)}: no family is in both"
-        )
+        held = f"{args.know} holds {', '.join(know)}, {args.see} holds {', '.join(see)}"
+        raise InputError(f"{held}: no family is in both")
     scale = UNITS[args.unit]
     found = {}
     for family in shared:

@@ -101,20 +101,21 @@ def measured(name: str, tower: TowerShape, V: int, D: int, dtype: str = "bf16") 
     return Count(each - question, question, one.flops - each, module.n_parameters, elements), found
 
 
+def blank(module: Compressor, *shape: int) -> Tensor:
+    """A tensor without numbers, of the module's precision."""
+    weight = next(module.parameters(), torch.empty(0, dtype=torch.bfloat16))
+    return torch.empty(*shape, device="meta", dtype=weight.dtype)
+
+
 def features(module: Compressor, tower: TowerShape, b: int) -> Features:
     """Features without numbers: what the compressor reads of a tower of that shape."""
-    weight = next(module.parameters(), torch.empty(0, device="meta", dtype=torch.bfloat16))
     s, heads = module.side**2, tower.heads
-
-    def blank(*shape: int) -> Tensor:
-        return torch.empty(b, *shape, device="meta", dtype=weight.dtype)
-
     return Features(
-        blank(s, tower.d),
-        blank(s, tower.d_levels) if module.needs_levels else None,
-        blank(heads, s) if module.needs_attention else None,
-        blank(s, heads, tower.d // heads) if module.needs_keys else None,
-        blank(tower.d) if module.needs_attention else None,
+        blank(module, b, s, tower.d),
+        blank(module, b, s, tower.d_levels) if module.needs_levels else None,
+        blank(module, b, heads, s) if module.needs_attention else None,
+        blank(module, b, s, heads, tower.d // heads) if module.needs_keys else None,
+        blank(module, b, tower.d) if module.needs_attention else None,
     )
 
 
@@ -122,21 +123,16 @@ def features(module: Compressor, tower: TowerShape, b: int) -> Features:
 def counted(module: Compressor, tower: TowerShape, b: int, m: int) -> Products:
     """One call with b images and m questions each, counted."""
     x, D = features(module, tower, b), module.d_llm
-
-    def blank(*shape: int) -> Tensor:
-        return torch.empty(*shape, device="meta", dtype=x.last.dtype)
-
     words = (WORDS,) if module.question_source == "embeddings" else ()
-    question = blank(b, m, *words, D) if module.needs_question else None
-
+    question = blank(module, b, m, *words, D) if module.needs_question else None
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused attention says nothing of its products
     try:
         with sdpa_kernel(SDPBackend.MATH), Products() as products:
             tokens = module(x, question)
             if module.fuses:
-                text, n = blank(b, WORDS, D), x.last.shape[1] + tokens.shape[1] + WORDS
-                module.fuse(x, tokens, text, blank(b, 1, n, n), blank(b, n))
+                text, n = blank(module, b, WORDS, D), x.last.shape[1] + tokens.shape[1] + WORDS
+                module.fuse(x, tokens, text, blank(module, b, 1, n, n), blank(module, b, n))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return products

@@ -34,9 +34,8 @@ def load_image(path: str | Path, pixels: int, fit: str = "resize") -> np.ndarray
     except FileNotFoundError:
         raise InputError(f"{path}: image is not there") from None
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
-        raise InputError(
-            f"{path}: not readable as an image ({e}); expected PNG, JPEG or another format Pillow knows"
-        ) from None
+        known = "expected PNG, JPEG or another format Pillow knows"
+        raise InputError(f"{path}: not readable as an image ({e}); {known}") from None
 
 
 def listed(folder: str | Path) -> set[str]:
@@ -46,9 +45,8 @@ def listed(folder: str | Path) -> set[str]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f'{folder}: image folder is not there; give the folder that the entries\' "image" is relative to'
-        )
+        wanted = 'give the folder that the entries\' "image" is relative to'
+        raise InputError(f"{folder}: image folder is not there; {wanted}")
     root, found = str(folder), set()
     for at, _, names in os.walk(root, followlinks=True):
         inside = os.path.relpath(at, root)

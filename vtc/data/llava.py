@@ -78,9 +78,8 @@ def _items(file: Path, text) -> Iterator[tuple[int, object]]:
             cut = e.pos > len(held) - 16 or e.msg.startswith("Unterminated string")
             more = text.read(CHUNK) if cut and len(held) - at < LONGEST else ""
             if not more:
-                raise InputError(
-                    f"{file}: row {i}: not readable as JSON ({e.msg}); mend it, or is the file cut off?"
-                ) from None
+                fault = f"{file}: row {i}: not readable as JSON ({e.msg})"
+                raise InputError(f"{fault}; mend it, or is the file cut off?") from None
             held, at = held[at:] + more, 0
             continue
         yield i, item
@@ -100,13 +99,12 @@ def conversation(row: object, where: str, images: Path, there: set[str] | None =
     name = row.get("image")
     if name in (None, ""):
         return Conversation(None, turns)
+    field = f'{where}: field "image"'
     if isinstance(name, list):
-        raise InputError(
-            f'{where}: field "image": {len(name)} images; a compressor here makes tokens of one image, '
-            "so split the row or leave it out"
-        )
+        why = "a compressor here makes tokens of one image"
+        raise InputError(f"{field}: {len(name)} images; {why}, so split the row or leave it out")
     if not isinstance(name, str) or not (name in there if there is not None else (images / name).is_file()):
-        raise InputError(f'{where}: field "image": {name!r} is not a file in {images}')
+        raise InputError(f"{field}: {name!r} is not a file in {images}")
     return Conversation(images / name, turns)
 
 
@@ -120,20 +118,15 @@ def _text(row: dict, name: str, where: str) -> str:
 
 
 def _turns(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    field = f'{where}: field "conversations"'
     if not isinstance(said, list):
-        raise InputError(
-            f'{where}: field "conversations" is missing or no list; expected turns with "from" and "value"'
-        )
+        raise InputError(f'{field} is missing or no list; expected turns with "from" and "value"')
     for turn in said:
         known = isinstance(turn, dict) and turn.get("from") in ("human", "gpt")
         if not known or not isinstance(turn.get("value"), str):
-            raise InputError(
-                f'{where}: field "conversations": each turn needs "from" (human or gpt) and a text "value"'
-            )
+            raise InputError(f'{field}: each turn needs "from" (human or gpt) and a text "value"')
     if len(said) % 2 or not said or [t["from"] for t in said] != ["human", "gpt"] * (len(said) // 2):
-        raise InputError(
-            f'{where}: field "conversations": turns must alternate human, gpt; found {len(said)} turns'
-        )
+        raise InputError(f"{field}: turns must alternate human, gpt; found {len(said)} turns")
     spoken = [turn["value"].replace("<image>", "").strip() for turn in said]
     return tuple(zip(spoken[::2], spoken[1::2]))
 
@@ -156,9 +149,8 @@ def stream(file: str | Path, images: str | Path, bad: str = "stop") -> Iterator[
         found = True
         yield said
     if not found:
-        raise InputError(
-            f"{file}: expected a non-empty JSON list of conversations, found none that can be used"
-        )
+        wanted = "expected a non-empty JSON list of conversations"
+        raise InputError(f"{file}: {wanted}, found none that can be used")
 
 
 def read_llava(file: str | Path, images: str | Path, bad: str = "stop") -> list[Conversation]:

@@ -105,10 +105,7 @@ def choice(answer: str, letters: str = "ABCDE") -> str:
 
     "B", "B.", "B. a cat", "(B)" and "The answer is B." all name B; a word that begins with it does not.
     """
-    text = answer.strip()
-    if text in letters and len(text) == 1:
-        return text
-    found = re.match(rf"\(?([{letters}])[).:](\s|$)", text) or re.search(
-        rf"[Tt]he answer is \(?([{letters}])\b", text
-    )
-    return found.group(1) if found else ""
+    text, one = answer.strip(), f"([{letters}])"
+    forms = rf"{one}$", rf"\(?{one}[).:](\s|$)", rf".*?[Tt]he answer is \(?{one}\b"
+    found = [match for form in forms if (match := re.match(form, text, re.DOTALL))]
+    return found[0].group(1) if found else ""

@@ -128,9 +128,8 @@ def optimum(rows: pd.DataFrame) -> alt.LayerChart:
     """V* against Q in closed form, with its interval; rows: `frames.optimum_by_text`."""
     x = _axis(alt.X, "Q", "text tokens Q", "symlog", [0, 5, 10, 25, 50, 100, 200, 500], constant=5)
     ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200]
-    y, low = (
-        _axis(alt.Y, name, "optimal visual tokens V*", "symlog", ticks, constant=2) for name in ("V*", "low")
-    )
+    title = "optimal visual tokens V*"
+    y, low = (_axis(alt.Y, name, title, "symlog", ticks, constant=2) for name in ("V*", "low"))
     colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom"))
     band = alt.Chart(rows).mark_area(opacity=0.2).encode(x, low, alt.Y2("high:Q"), colour)
     line = alt.Chart(rows).mark_line(point=True).encode(x, y, colour)

@@ -22,12 +22,11 @@ def _by_size(frame: pd.DataFrame) -> alt.Chart:
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, one curve per LLM; whiskers from the least to the greatest seed."""
     base = _by_size(summary.by_family(rows))
-    whiskers = base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
-    return figures.panels(
-        base.mark_line(point=True).encode(y=figures.error()) + whiskers,
-        alt.Column("family:N", title=None, sort=list(FAMILIES.values())),
-        "Error against visual tokens, one curve per LLM", figures.provenance(rows, p), width=330, height=260,
-    )  # fmt: skip
+    lines = base.mark_line(point=True).encode(y=figures.error())
+    chart = lines + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
+    title, where = "Error against visual tokens, one curve per LLM", figures.provenance(rows, p)
+    return figures.panels(chart, by, title, where, width=330, height=260)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:

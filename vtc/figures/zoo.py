@@ -33,9 +33,8 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Score of each task (mean over seeds), a column a compressor, a panel a V: what a token is good for."""
     mean = summary.by_task(rows, CELL)
-    base = alt.Chart(mean).encode(
-        x=alt.X("compressor:N", title=None), y=alt.Y("task:N", title=None, sort=list(data.TASKS))
-    )
+    x, y = alt.X("compressor:N", title=None), alt.Y("task:N", title=None, sort=list(data.TASKS))
+    base = alt.Chart(mean).encode(x, y)
     blues = alt.Color("score:Q", title="score", scale=alt.Scale(scheme="blues", domain=[0, 1]))
     shade = alt.condition("datum.score > 0.6", alt.value("white"), alt.value("black"))
     numbers = base.mark_text(fontSize=8).encode(text=alt.Text("score:Q", format=".2f"), color=shade)

@@ -150,19 +150,11 @@ def plan(request: Request, device: cost.Hardware, law: Fit, draws: Law | None = 
     share = np.bincount(wins, minlength=len(N)) / len(many) * fits.any()
     inside = [(x >= seen.min()) & (x <= seen.max()) for x, seen in ((N, law.points.N), (V, law.points.V))]
     within = np.where(inside[0] & inside[1], "interpolation", "extrapolation")
-    tightest = [f"{list(room)[j]} {used[j, i]:.0%}" for i, j in enumerate(used.argmax(0))]
-    choices = [
-        Choice(
-            *(float(N[i]), int(V[i]), float(error[i]), float(low[i]), float(high[i])),
-            *(float(got[x][i]) for x in ("ttft_ms", "total_ms", "memory_gb")),
-            binds="compute" if got["compute_bound"][i] else "bandwidth",
-            limit=tightest[i],
-            fits=bool(fits[i]),
-            p_best=float(share[i]),
-            within=str(within[i]),
-        )
-        for i in range(len(N))
-    ]
+    tightest = np.array([f"{list(room)[j]} {used[j, i]:.0%}" for i, j in enumerate(used.argmax(0))])
+    binds = np.where(got["compute_bound"], "compute", "bandwidth")
+    counted = (got[x] for x in ("ttft_ms", "total_ms", "memory_gb"))
+    columns = (N.astype(float), V, error, low, high, *counted, binds, tightest, fits, share, within)
+    choices = [Choice(*values) for values in zip(*(column.tolist() for column in columns))]
     choices.sort(key=lambda c: (not c.fits, c.error, c.ttft_ms))
     ends = [None, None]
     if fits.any():
