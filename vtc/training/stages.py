@@ -223,7 +223,7 @@ def checkpoints(p: Profile, case: Case, user_data: list[data.Conversation] | Non
 
 
 def _folder(p: Profile, case: Case, V: str = "", mark: str = "") -> Path:
-    options = "" if case.options == "{}" else hashlib.sha256(case.options.encode()).hexdigest()[:8]
+    options = "".join(c for c in case.options if c.isalnum() or c in ".-_")
     words = case.compressor, case.size, V, str(case.seed), options, mark
     return p.cache / "-".join(filter(None, words))
 
