@@ -302,7 +302,8 @@ def test_a_failing_case_is_named_and_the_others_stay(profile, workers):
 def test_a_killed_worker_is_reported_with_its_case(profile):
     with pytest.raises(RuntimeError, match=r"out of memory\?.*V=4, seed="):
         store.table("x", profile, CASES, suicidal, workers=2)
-    assert (store.stored("x", profile).V == 1).all()
+    left = store.stored("x", profile)  # the other worker may have been ended in the middle of V = 1
+    assert left.empty or (left.V == 1).all()
 
 
 def test_cases_are_begun_in_their_order_and_none_after_an_error():

@@ -45,6 +45,7 @@ class Glances(Steered, Windows):
     def __init__(self, *, glances=32, width=None, each=None, steered=False, nested=False,
                  source="embeddings", **shape):  # fmt: skip
         super().__init__(**shape)
+        self.check_source(source)
         if glances < 1:
             raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
         width = width or self.d
