@@ -400,3 +400,8 @@ def test_compressors_that_read_words_are_clocked_on_all_of_them(name, monkeypatc
     monkeypatch.setattr(Compressor, "check", look)
     Bench(benchmark.case("smoke:xs", (1,), compressors=[name], q=7, **SMALL)).rows()
     assert seen and all(shape[-2] == 7 for shape in seen if shape is not None)
+
+
+def test_an_llm_named_by_its_billions_is_read_as_a_name(clock):
+    """`vtc bench --llm 0.5` writes rows whose llm reads back as a number."""
+    assert set(benchmark.tidy(clock.assign(llm=0.5))["LLM"]) == {"0.5"}

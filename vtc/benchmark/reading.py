@@ -25,7 +25,7 @@ def tidy(clock: pd.DataFrame) -> pd.DataFrame:
     rows = ok(clock).drop(columns="V", errors="ignore").rename(columns={"tokens": "V"})
     rows = rows[rows["repeat"] == 0]
     way = np.where(rows["question"] == "paid", "", " (" + rows["question"] + ")")
-    short = rows["llm"].str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1]
+    short = rows["llm"].astype(str).str.replace("qwen1.5-", "Qwen1.5-").str.split(":").str[-1]
     return rows.assign(LLM=short, compressor=rows["compressor"] + way)
 
 
