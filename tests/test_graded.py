@@ -8,11 +8,11 @@ import torch
 from vtc.data.gridqa.ask import ask, in_words
 from vtc.data.gridqa.facts import Facts
 from vtc.data.gridqa.words import WORDS
-from vtc.data.gridqa.world import WorldConfig, make_scenes
+from vtc.data.gridqa.world import make_scenes
 from vtc.evaluation.graded import graded
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import text_model
-from vtc.shapes import LLMShape
+from vtc.shapes import LLMShape, WorldConfig
 from vtc.training.device import Share
 from vtc.training.lessons import Reader, TextLessons
 from vtc.training.loop import Stage, fit

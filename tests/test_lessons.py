@@ -11,12 +11,15 @@ import torch
 from torch.nn import functional as F
 
 from vtc.compressors.base import Features
+from vtc.data.gridqa.ask import in_words
+from vtc.data.gridqa.binding import ask_any
 from vtc.data.gridqa.facts import Facts
 from vtc.data.gridqa.words import WORDS
-from vtc.data.gridqa.world import WorldConfig, make_scenes
+from vtc.data.gridqa.world import make_scenes
 from vtc.models.llm import make_llm, make_tokenizer
+from vtc.models.prompt import asked, pack
 from vtc.models.vlm import VLM, VLMConfig, text_model
-from vtc.shapes import LLMShape, TowerShape
+from vtc.shapes import LLMShape, TowerShape, WorldConfig
 from vtc.training.device import Share
 from vtc.training.lessons import Distilled, ImageLessons, InWords, Reader, TextLessons, seen_logits
 from vtc.training.loop import Stage, fit
@@ -175,3 +178,20 @@ def test_the_llm_learns_at_a_share_of_the_rate(told: VLM, lessons: ImageLessons)
         assert moved[0.05][name] == pytest.approx(0.05 * moved[1.0][name], rel=0.25)
     seen = "model.compressor.attend.kv_in.weight"
     assert moved[0.05][seen] == pytest.approx(moved[1.0][seen], rel=0.1)
+
+
+def test_questions_are_packed_as_one_by_one() -> None:
+    """All at once and row by row are two ways to the same batch, field by field."""
+    scenes, facts = make_scenes(SMALL, 6, "train", 0), Facts(SMALL)
+    rows = np.arange(6)
+    questions = ask_any(
+        scenes, np.repeat(rows, 4), facts, "text", np.random.default_rng(0), (2, 2, 1, 1), 0.3
+    )
+    assert len(set(questions.task)) > 5
+    pairs = [tuple(TOKENIZER(text)["input_ids"] for text in questions.text(i)) for i in range(24)]
+    one = [asked(q, [*a, TOKENIZER.eos_token_id]) for q, a in pairs]
+    expected = pack([one[i : i + 4] for i in range(0, 24, 4)], TOKENIZER.pad_token_id)
+    packed = READER.packed(questions, in_words(scenes, rows))
+    for name, value in vars(expected).items():
+        if value is not None:
+            assert torch.equal(vars(packed)[name], value), name

@@ -10,7 +10,8 @@ from vtc.data.gridqa.ask import AT, NONE, TASKS, ask, in_words
 from vtc.data.gridqa.binding import PANEL, ask_binding
 from vtc.data.gridqa.drawing import dense_labels, render
 from vtc.data.gridqa.facts import Facts
-from vtc.data.gridqa.world import SIDE, SPLITS, WorldConfig, handwriting, make_scenes
+from vtc.data.gridqa.world import SIDE, SPLITS, handwriting, make_scenes
+from vtc.shapes import WorldConfig
 
 WORLD = WorldConfig()
 FACTS = Facts(WORLD)

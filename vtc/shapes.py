@@ -1,4 +1,4 @@
-"""The shapes that cost depends on: LLMs, vision towers, and the presets of the paper."""
+"""The shapes of what is built: LLMs and vision towers with the presets of the paper, and the small world."""
 
 from __future__ import annotations
 
@@ -87,12 +87,19 @@ class TowerShape:
     pixels: int  # side of an image
     d_ff: int | None = None  # width of the MLP; None: 4 d
     extra: int = 1  # class tokens
+    # Channels of 3 x 3 convolutions of stride 2 before the last one, which gives the patches: 2^(n + 1) pixels
+    # a patch. Empty: one linear map a patch, as in CLIP.
+    stem: tuple[int, ...] = ()
     checkpoint: str | None = None  # open_clip id or folder of its weights; None: trained here
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "stem", tuple(self.stem))
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d)
+        if self.stem and 2 ** (len(self.stem) + 1) != self.patch:
+            made = f"a stem of {len(self.stem)} channels gives patches of {2 ** (len(self.stem) + 1)} pixels"
+            raise InputError(f"tower: {made}, not of {self.patch}; change one of them")
 
     @property
     def g(self) -> int:
@@ -118,13 +125,45 @@ class TowerShape:
     def params(self) -> int:
         """Parameters that memory must hold (computed layers only)."""
         block = 4 * self.d**2 + 2 * self.d * self.d_ff + 9 * self.d + self.d_ff
-        return self.depth * block + (3 * self.patch**2 + self.s + self.extra + 3) * self.d
+        biases = sum((*self.stem, self.d)) if self.stem else 0
+        first = sum(inner * outer for inner, outer, _ in self.convolutions) + biases
+        return self.depth * block + first + (self.s + self.extra + 3) * self.d
+
+    @property
+    def convolutions(self) -> list[tuple[int, int, float]]:
+        """What turns pixels into patches: inputs and outputs of each map, and how often a patch it is made."""
+        if not self.stem:
+            return [(3 * self.patch**2, self.d, 1.0)]
+        ins, outs = (3, *self.stem), (*self.stem, self.d)
+        return [(9 * i, o, 4.0 ** (len(outs) - 1 - k)) for k, (i, o) in enumerate(zip(ins, outs))]
 
     @classmethod
     def saved(cls, fields: dict, g: int) -> TowerShape:
         """The shape in a saved config; older ones hold training numbers (passed over) and no pixels."""
         own = {f.name for f in dataclasses.fields(cls)}
         return cls(**{"pixels": g * fields["patch"]} | {k: v for k, v in fields.items() if k in own})
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The distributions of the small world, stated before anything is trained on it.
+
+    They largely *set* the exponents of the law: how fast the error falls with V follows from `least` and
+    `most`, how fast it falls with N from the number of facts and from `zipf`. What the world tests is whether
+    both together follow from each alone.
+    """
+
+    # The eye. An image could hold `fit` x `fit` marks of its size, log-uniform between these two. So
+    # the visual tokens that are needed to tell the marks apart, up to fit^2, are log-uniform as well.
+    least: float = 1.0
+    most: float = 10.0  # 100 tokens: more than the 36 of V = s/4, fewer than the 144 of V = s
+    rows: int = 2  # lines of marks at most
+    cols: int = 6  # marks in a line at most
+    # The memory. A fact for every land, digit and animal, 40,960 of them, of 10 bits each.
+    lands: int = 32
+    entities: int = 128
+    zipf: float = 1.0  # the fact of rank r is taught and asked in proportion to 1 / (r + offset)^zipf
+    offset: float = 100.0  # keeps the head flat: the best guess without the image is right once in eight
 
 
 LLMS = {

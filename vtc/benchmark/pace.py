@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,12 +23,12 @@ from vtc.benchmark.clock import in_turn, ratio, summary
 from vtc.compressors.base import Features
 from vtc.machine import device_name, has_cuda
 from vtc.models.llm import empty_llm, make_llm, make_tokenizer
+from vtc.models.prompt import Packed
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
-from vtc.training import tower
-from vtc.training.batches import Bank
-from vtc.training.device import bf16_is_fast
+from vtc.training.device import in_bf16
 from vtc.training.features import features
+from vtc.training.lessons import BINDING, IMAGE_MIX, Reader
 from vtc.training.optim import make_optimizers
 from vtc.training.stages import Case, assemble, build
 
@@ -43,15 +44,15 @@ def cases(p: Profile) -> list[dict]:
 def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
     """Clock a cell's training step, ours and the plain one in turn -> questions/s, ratio, share of peak."""
     with _one_thread() as device:
-        cell = Case(**case, seed=p.seeds[0])
-        asked = data.ask(tower.images_of(p, "train"), tuple(data.MAKERS), "train", seed=4, each=2)
-        bank, seen = Bank(asked, make_tokenizer()), features(p, "train")
-        packed, rows = bank.draw(p.recipe.instruct.batch, p.recipe.instruct.pack, np.random.default_rng(0))
-        alone, whose = _unpacked(bank, p, rows)
+        cell, seen = Case(**case, seed=p.seeds[0]), features(p, "train")
+        packed, alone, rows, whose = _asked(p)
         ours, plain = build(p, cell).to(device), build(p, cell)
         plain.llm = empty_llm(plain.llm.config, "sdpa")  # transformers' as it comes, no part replaced
         plain.to(device)
-        low, muon = bf16_is_fast(device), make_optimizers(dict(ours.named_parameters()), 1e-4)
+        low, muon = (
+            in_bf16(device, p.size(case["size"]).d),
+            make_optimizers(dict(ours.named_parameters()), 1e-4),
+        )
         adam = [torch.optim.AdamW(plain.parameters())]
         seen, each = (seen[torch.from_numpy(which)].to(device, torch.float32) for which in (rows, whose))
         square = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if low else torch.float32, device=device)
@@ -65,7 +66,7 @@ def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
         taken = in_turn(calls, device, fewest=rounds, most=rounds)
         name = device_name(device)
     ours_s, plain_s, peak_s = (summary(ms)["median_ms"] / 1e3 for ms in taken.values())
-    asked = int((packed.position == 0).logical_and(packed.segment >= 0).sum())
+    asked = len(alone.ids)
     flops, peak = counter.get_total_flops(), 2 * SIDE**3 / peak_s
     return {
         "N": p.size(case["size"]).N,
@@ -95,7 +96,7 @@ def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float | s
         models = {"ours": _untrained(p, case, device), "other": _untrained(p, case | usual, device)}
         seen = _random_features(p).to(device)
 
-        question = ["what shape is the red one ?"]
+        question = ["x5 y7 owl ?"]
         calls = {name: partial(model.generate, seen, question, 1) for name, model in models.items()}
         taken = in_turn(calls, device, fewest=rounds, most=rounds, warm_up=5)
         name = device_name(device)
@@ -121,13 +122,17 @@ def _untrained(p: Profile, case: dict, device: str) -> VLM:
     return assemble(p, Case(**case, seed=0), llm, tokenizer).to(device).eval()
 
 
-def _unpacked(bank: Bank, p: Profile, rows: np.ndarray) -> tuple:
-    """As many questions about the same images, one a sequence."""
-    rng = np.random.default_rng(0)
-    n = p.recipe.instruct.pack
-    picks = np.concatenate([rng.choice(bank.of[int(i)], n, replace=False) for i in rows])
-    whose = rows.repeat(n)
-    return bank.pack([[int(j)] for j in picks], whose), whose
+def _asked(p: Profile) -> tuple[Packed, Packed, np.ndarray, np.ndarray]:
+    """One step's questions, packed and one a sequence, and the image of each sequence."""
+    scenes, facts, reader = data.scenes_of(p, "train"), data.Facts(p.world), Reader(make_tokenizer())
+    rows = np.arange(p.recipe.instruct.batch)
+    whose = rows.repeat(p.recipe.instruct.pack)
+    questions = data.ask_any(scenes, whose, facts, "train", np.random.default_rng(0), IMAGE_MIX, BINDING)
+    packed, alone = (
+        replace(reader.packed(questions, data.in_words(scenes, which)), scene_text=None)
+        for which in (rows, whose)
+    )
+    return packed, alone, rows, whose
 
 
 def _stepper(model: nn.Module, optimizers: list, batch: tuple, bf16: bool) -> Callable[[], None]:

@@ -47,6 +47,13 @@ REGISTRY = {
     "pool_after": Entry("simple.PoolAfter", label="pooling trained for one V (M3's form)", published="M3"),
     "m3": Entry("simple.PoolAfter", label="M3", sets=NESTED, nested=True, one_V="pool_after"),
     "tokenpacker": Entry("tokenpacker.TokenPacker", label="TokenPacker", sets=(), published="TokenPacker"),
+    "tokenpacker_nested": Entry(
+        "tokenpacker.TokenPacker",
+        label="TokenPacker for every V",
+        sets=NESTED,
+        nested=True,
+        one_V="tokenpacker",
+    ),
     "tokenpacker_antialias": Entry("tokenpacker.TokenPacker", {"antialias": True}),
     "quecc": Entry(QUECC, label="QueCC", sets=RIVALS + ABLATIONS, published="QueCC"),
     "quecc_shared": Entry(QUECC, {"source": "prompt_prefix"}, sets=RIVALS),

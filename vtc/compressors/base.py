@@ -63,6 +63,7 @@ class Compressor(nn.Module):
     needs_attention = False  # features.attention
     needs_keys = False  # features.keys
     shrinks_image = False  # True: the tower sees a smaller image, of V patches
+    windowed = False  # True: token i tells of window i, in raster order
     ends_at_llm = False  # True: d_out is the LLM's width and no projector follows
     fuses = False  # True: `fusion.layers` beside the LLM read text and patches first, see `zoo/prefusion.py`
     layer: int | None = None  # D: the LLM's layer before which tokens are dropped
@@ -186,6 +187,8 @@ class Compressor(nn.Module):
 
 class Windows(Compressor):
     """A compressor whose tokens stand for n x n square windows of the grid: V = n*n for n that divide g."""
+
+    windowed = True
 
     @classmethod
     def possible(cls, grid: int) -> list[int]:

@@ -32,6 +32,8 @@ class NoImage(Compressor):
 class Identity(Compressor):
     """All s = g*g patches go to the projector, as in LLaVA-1.5."""
 
+    windowed = True  # of one patch each
+
     @classmethod
     def possible(cls, grid: int) -> list[int]:
         return [grid * grid]

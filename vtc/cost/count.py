@@ -64,8 +64,10 @@ def tower_pass(shape: TowerShape, images=1, dtype: str = "bf16", patches=None) -
     s = shape.s if patches is None else patches
     t, d = s + shape.extra, shape.d
     block = 2 * t * (4 * d**2 + 2 * d * shape.d_ff) + 4 * t**2 * d
-    flops = shape.depth * block + 2 * s * 3 * shape.patch**2 * d
-    moved = shape.depth * t * (14 * d + 2 * shape.d_ff) + 3 * s * shape.patch**2
+    made = shape.convolutions
+    flops = shape.depth * block + 2 * s * sum(i * o * times for i, o, times in made)
+    between = sum(2 * o * times for _, o, times in made[:-1])  # what each convolution hands to the next
+    moved = shape.depth * t * (14 * d + 2 * shape.d_ff) + s * (3 * shape.patch**2 + between)
     return Work(1.0 * images * flops, (shape.params + np.asarray(images) * moved) * BYTES[dtype])
 
 

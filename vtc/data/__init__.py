@@ -1,41 +1,22 @@
-"""Images and questions: GridQA, made here from a seed, and folders in LLaVA's format.
+"""Images and questions: GridQA, a small world made here from a seed, and folders in LLaVA's format.
 
-GridQA keeps the two abilities that the paper separates. An image is a grid of cells that hold coloured shapes
-or *real* handwritten digits (UCI digits, in scikit-learn; test images use handwriting never trained on).
-Reasoning questions need a few facts about the image and some thought; OCR-like ones need many details of it.
-Cells vary in size and objects stand off their centres, so that no number of visual tokens fits the grid by
-design.
+Every question of GridQA makes two demands. The eye must find a handwritten digit (UCI digits, in
+scikit-learn; every split has handwriting of its own) among few or many, large or small ones. The memory must
+hold a fact about it, a common or a rare one. Distributions of both are stated in `vtc.shapes.WorldConfig`.
 """
 
-from vtc.data.gridqa.questions import (
-    FAMILIES,
-    MAKERS,
-    OCR,
-    REASONING,
-    TASKS,
-    WORDS,
-    Question,
-    ask,
-    facts,
-    home,
-    in_words,
-    taught_with_images,
-)
-from vtc.data.gridqa.scenes import (
-    COLORS,
-    DIGITS,
-    SHAPES,
-    Scenes,
-    dense_labels,
-    handwriting,
-    make_scenes,
-    render,
-)
+from vtc.data.gridqa.ask import AT, NONE, TASKS, Questions, about, ask, in_words
+from vtc.data.gridqa.binding import PANEL, ask_any, ask_binding
+from vtc.data.gridqa.drawing import dense_labels, render
+from vtc.data.gridqa.facts import Facts, scenes_of
+from vtc.data.gridqa.words import DIGITS, LANDS, WORDS
+from vtc.data.gridqa.world import SPLITS, Scenes, handwriting, make_scenes
 from vtc.data.images import load_image
 from vtc.data.llava import Conversation, read_llava
+from vtc.shapes import WorldConfig
 
 __all__ = [
-    "COLORS", "DIGITS", "FAMILIES", "MAKERS", "OCR", "REASONING", "SHAPES", "TASKS", "WORDS", "Conversation",
-    "Question", "Scenes", "ask", "dense_labels", "facts", "handwriting", "home", "in_words", "load_image",
-    "make_scenes", "read_llava", "render", "taught_with_images",
+    "AT", "DIGITS", "LANDS", "NONE", "PANEL", "SPLITS", "TASKS", "WORDS", "Conversation", "Facts",
+    "Questions", "Scenes", "WorldConfig", "about", "ask", "ask_any", "ask_binding", "dense_labels", "handwriting", "in_words",
+    "load_image", "make_scenes", "read_llava", "render", "scenes_of",
 ]  # fmt: skip

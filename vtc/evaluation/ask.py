@@ -1,77 +1,65 @@
-"""A model's answers to the questions of a split, one question at a time.
-
-Split "test" is for what is reported. Split "validation" is for every choice (a recipe, a learning rate, a
-compressor to go on with), so that nothing is chosen by the questions that it is then judged on.
-"""
+"""A model's scores on the questions of a split, and on people's own conversations."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from vtc import InputError, data
-from vtc.evaluation.scores import edit_similarity, errors, score
+from vtc.evaluation.benchmarks import edit_similarity
+from vtc.evaluation.exam import exam
+from vtc.evaluation.graded import graded
+from vtc.models.prompt import Packed
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.progress import bar
-from vtc.training import features, tower
+from vtc.training import features
 from vtc.training.device import autocast
+from vtc.training.lessons import Reader, seen_logits
 
-MAX_NEW_TOKENS = 9  # the longest answer: eight digits and the end
-
-
-def questions(p: Profile, split: str = "test") -> list[data.Question]:
-    """The profile's questions of a split; the same for every cell, to compare question by question."""
-    limit = p.questions_validation if split == "validation" else p.questions_test
-    return data.ask(tower.images_of(p, split), data.TASKS, split, seed=6, limit=limit)
-
-
-def example(p: Profile) -> tuple[int, list[str]]:
-    """A test image and three questions about it, to see where a token looks as the question changes."""
-    about: dict[int, list[str]] = {}
-    for q in data.ask(tower.images_of(p, "test"), ("attribute", "read"), "test", seed=6, each=2):
-        if q.text not in about.setdefault(q.image, []):
-            about[q.image].append(q.text)
-    return next((i, texts) for i, texts in about.items() if len(texts) == 3 and texts[-1].startswith("read"))
+IMAGES = 64  # asked about at once
 
 
 @torch.no_grad()
-def answers(
-    p: Profile,
-    model: VLM,
-    asked: list[data.Question],
-    batch: int = 128,
-    split: str = "test",
-    shuffled: bool = False,
-) -> list[str]:
-    """The model's answer to each question of that split, asked alone about its image.
+def scored(
+    p: Profile, model: VLM, split: str = "test", shuffled: bool = False, told: bool = False
+) -> np.ndarray:
+    """Whether the model answers each question of the exam exactly, (questions,) of 0 and 1.
 
-    shuffled: a control; the compressor reads a question of another task, the LLM the one that is asked.
+    shuffled: a control; the compressor reads a question about another image, the LLM the one that is asked.
+    told: the scene stands in words where its image would; the model is then an LLM alone.
     """
-    images, said = features.features(p, split, **model.compressor.of_tower), []
-    # questions of one length side by side need less padding
-    order = sorted(range(len(asked)), key=lambda i: (asked[i].task, len(asked[i].text)))
-    other = [asked[i].text for i in (*order[len(order) // 2 :], *order[: len(order) // 2])]
-    for start in range(0, len(order), batch):
-        part = [asked[i] for i in order[start : start + batch]]
-        read = other[start : start + batch] if shuffled else None
-        seen = images[torch.tensor([q.image for q in part])].to(torch.float32)
-        with autocast(model.device.type):
-            said += model.generate(seen, [q.text for q in part], MAX_NEW_TOKENS, read)
-    back = np.empty(len(order), object)
-    back[order] = said
-    return list(back)
+    made, reader, found = exam(p, split), Reader(model.tokenizer), []
+    seen = None if told or not model.V else features.features(p, split, **model.compressor.of_tower)
+    for part in made.parts:
+        for start in range(0, len(part.images), IMAGES):
+            images = part.images[start : start + IMAGES]
+            first = start * part.each
+            asked = part.questions.take(np.arange(first, first + len(images) * part.each))
+            packed = reader.packed(asked, data.in_words(made.scenes, images)).to(model.device)
+            packed = _with_other_questions(packed) if shuffled else packed
+            with autocast(model.device.type, model.llm.config.hidden_size):
+                logits = _logits(
+                    model, packed, None if seen is None else seen[torch.from_numpy(images)], told
+                )
+            found.append(graded(packed, logits).exact.cpu().numpy())
+    return np.concatenate(found).astype(float)
 
 
-def scored(p: Profile, model: VLM, split: str = "test", shuffled: bool = False) -> list[float]:
-    """The score of each question of that split."""
-    asked = questions(p, split)
-    return [score(q, a) for q, a in zip(asked, answers(p, model, asked, split=split, shuffled=shuffled))]
+def _logits(model: VLM, packed: Packed, seen: features.Features | None, told: bool) -> Tensor:
+    return (
+        model.logits(packed)
+        if told
+        else seen_logits(model, packed, model.here(seen), model.compressor.tokens)
+    )
 
 
-def measured(p: Profile, model: VLM, split: str = "test") -> dict[str, float]:
-    """Scores of tasks and errors of families on a split; choices are made on "validation"."""
-    return errors(questions(p, split), scored(p, model, split))
+def _with_other_questions(packed: Packed) -> Packed:
+    """The same, but steered compressors read the questions about the image before."""
+    return replace(packed, questions=packed.questions.roll(1, 0), lengths=packed.lengths.roll(1, 0))
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:

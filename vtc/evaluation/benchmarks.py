@@ -31,6 +31,12 @@ COMMA_IN_NUMBER = re.compile(r"\d,\d")
 ANLS_LEAST = 0.5  # a similarity below this counts as none
 
 
+def edit_similarity(answer: str, right: str) -> float:
+    """1 - edit distance / longer length, in words; what ANLS averages (there, under ANLS_LEAST is 0)."""
+    a, b = answer.split(), right.split()
+    return 1 - edit_distance(a, b) / max(len(a), len(b), 1)
+
+
 def vqa_words(answer: str) -> str:
     """An answer as VQA compares it: no punctuation or articles, numbers as digits, contractions with
     apostrophes.

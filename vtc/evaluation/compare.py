@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import cost, data
+from vtc.evaluation.exam import TASKS
 from vtc.evaluation.scores import WEIGHTS, overall_error, unpack
 from vtc.profiles import Profile
 
@@ -46,7 +47,7 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFr
     this table. Columns: compressor, V, family, difference, low, high, p, seeds, p_holm.
     """
     found = []
-    at = {t: np.flatnonzero(np.array(tasks) == t) for t in data.TASKS}  # places of a task's questions
+    at = {t: np.flatnonzero(np.array(tasks) == t) for t in TASKS}  # places of a task's questions
     for V, cells in rows.groupby("V"):
         base = _by_seed(cells[cells["compressor"] == against])
         for name, part in cells.groupby("compressor"):

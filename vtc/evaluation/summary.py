@@ -8,11 +8,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vtc import data
 from vtc.evaluation.compare import mean_interval
+from vtc.evaluation.exam import FAMILIES as TASKS_OF
+from vtc.evaluation.exam import OUTSIDE, Exam
 from vtc.evaluation.scores import FAMILIES
 
-FAMILY_OF = {task: FAMILIES[family] for family, tasks in data.FAMILIES.items() for task in tasks}
+PANEL = "outside the law"
+FAMILY_OF = {task: FAMILIES[family] for family, tasks in TASKS_OF.items() for task in tasks}
+FAMILY_OF |= dict.fromkeys(OUTSIDE, PANEL)
 
 
 def by_family(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
@@ -83,14 +86,7 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(added).reset_index()
 
 
-def lengths(questions: list[data.Question]) -> pd.DataFrame:
-    """Per task: number of questions, mean words of question and answer, and the commonest answer's score."""
-    families = {task: family for family, tasks in data.FAMILIES.items() for task in tasks}
-    rows = [(q.task, len(q.text.split()), len(q.answer.split()), q.answer) for q in questions]
-    frame = pd.DataFrame(rows, columns=["task", "question words", "answer words", "commonest answer"])
-    grouped = frame.groupby("task", sort=False)
-    table = grouped[["question words", "answer words"]].mean().round(1)
-    table.insert(0, "family", [families.get(task, "caption") for task in table.index])
-    table.insert(1, "questions", grouped.size())
-    share = grouped["commonest answer"].agg(lambda answers: answers.value_counts(normalize=True).iloc[0])
-    return table.assign(**{"commonest answer": share.round(3)}).reset_index()
+def asked(exam: Exam) -> pd.DataFrame:
+    """Per task: family, number of questions, mean words of question and answer, the commonest answer's share."""
+    rows = [(task, *part.questions.text(i)) for part, task in _each(exam)]
+    return rows

@@ -20,19 +20,22 @@ from vtc.evaluation.scores import FAMILIES, overall_error
 from vtc.experiments.claims import NOT_TESTABLE, Claim, Observation, corrected
 from vtc.scaling import frames
 
-TABLES = ("02_errors", "05_zoo", "03_clock", "02_asked")  # the tables that claims follow from
+TABLES = ("02_errors", "05_zoo", "03_clock")  # the tables that claims follow from
 PUBLISHED = {name: line.published for name, line in compressors.REGISTRY.items() if line.published}
 RIVALS = tuple(name for name in PUBLISHED if name != "quecc")  # beside QueCC in the paper's Table 1
 Said = list[Claim | Observation]
 
 
-def every(rows: Callable[[str], pd.DataFrame]) -> Said:
-    """All claims and observations that the tables allow; `rows(stem)` is one, empty if it is missing."""
-    sweep, zoo, clock, asked = map(rows, TABLES)
+def every(rows: Callable[[str], pd.DataFrame], tasks: list[str]) -> Said:
+    """All claims and observations that the tables allow; `rows(stem)` is one, empty if it is missing.
+
+    tasks: the task of each test question, in the order of the rows' `scores`.
+    """
+    sweep, zoo, clock = map(rows, TABLES)
     said = recomputed()
     said += replicated(sweep) if len(sweep) else []
-    if len(zoo) and len(asked):
-        said += pairs(pd.concat([zoo, sweep], ignore_index=True), asked["tasks"].iloc[0].split())
+    if len(zoo):
+        said += pairs(pd.concat([zoo, sweep], ignore_index=True), tasks)
     said += clocked(clock) if len(clock) else []
     return said + [stated(id) for id, line in _lines().items() if line["evidence"] == NOT_TESTABLE]
 

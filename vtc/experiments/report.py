@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from vtc import files, profiles
+from vtc.evaluation.exam import exam
 from vtc.experiments import claims, evidence, store
 from vtc.profiles import ROOT, Profile
 
@@ -21,16 +22,12 @@ README = ROOT / "README.md"
 
 def recorded(p: Profile) -> pd.DataFrame:
     """The table of claims from a profile's recorded rows."""
-    return claims.table(evidence.every(lambda stem: store.recorded(stem, p)))
+    return claims.table(evidence.every(lambda stem: store.recorded(stem, p), exam(p).tasks))
 
 
 def measured(p: Profile) -> pd.DataFrame:
     """The table of claims from the rows that this profile finds now."""
-    if len(store.stored("05_zoo", p)):
-        from vtc.experiments import sweep  # torch
-
-        sweep.asked(p)  # what pairs of compressors are compared by
-    return claims.table(evidence.every(lambda stem: store.stored(stem, p)))
+    return claims.table(evidence.every(lambda stem: store.stored(stem, p), exam(p).tasks))
 
 
 def record(p: Profile) -> bool:

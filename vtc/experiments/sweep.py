@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import shutil
-from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
-from vtc import compressors, data, machine
-from vtc.evaluation.ask import example, questions, scored
+from vtc import compressors, machine
+from vtc.evaluation.ask import scored
+from vtc.evaluation.exam import exam, example
 from vtc.evaluation.scores import errors, pack, unpack
 from vtc.experiments import store
 from vtc.experiments.provenance import weights_hash
-from vtc.models.vlm import VLM
+from vtc.models.llm import tokenizer_of
+from vtc.models.vlm import VLM, text_model
 from vtc.profiles import Profile
 from vtc.training import features, stages, tower
-from vtc.training.device import bf16_is_fast
+from vtc.training.device import device, in_bf16
 
 LOOKED_AT = 4  # the most tokens whose attention maps are kept; more of them see little each
 
 STEM, ZOO = "02_errors", "05_zoo"  # the sweep over N and V, and the compressors side by side
-PARTS, ASKED = "02_parts", "02_asked"  # what is trained before, and what every cell is asked
+PARTS = "02_parts"  # what is trained before: the tower, and the LLMs told the scene in words
+SWEPT = "tokenpacker_nested"  # the compressor of the sweep: one training a size serves every V
 
 
 def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
     """Every LLM at every V (default: the profile's) by TokenPacker, the longest first."""
     return [
-        {"size": size.name, "V": v, "compressor": "tokenpacker", "seed": seed}
+        {"size": size.name, "V": v, "compressor": SWEPT, "seed": seed}
         for seed in p.seeds
         for size in reversed(p.sizes)
         for v in reversed(V or p.V)
@@ -46,13 +44,12 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def zoo(p: Profile) -> list[dict]:
-    """Compressors at few tokens with one LLM; with the rivals, every patch handed to the largest (identity).
+    """Compressors at few tokens with one LLM; ablations at the two least V.
 
-    Ablations: at the two least V. V that a compressor can't give are left out.
+    TokenPacker trained for one V is always among them. V that a compressor can't give are left out.
     """
-    largest = {"size": p.sizes[-1].name, "V": p.s, "compressor": "identity"}
-    cases = [largest] if "rivals" in p.zoo else []
-    for name in p.zoo:
+    cases = []
+    for name in ("tokenpacker", *p.zoo):
         few = p.zoo_V[:2] if name == "ablations" else p.zoo_V
         able = [(v, one) for v in few for one in members(name) if v in compressors.possible(one, p.g)]
         cases += [{"size": p.zoo_size, "V": v, "compressor": one} for v, one in able]
@@ -63,7 +60,23 @@ def zoo(p: Profile) -> list[dict]:
 def parts(p: Profile) -> pd.DataFrame:
     """The tower and the text-trained LLMs as they are recorded, or trained: one row each."""
     command = f"vtc sweep --profile {p.name}"
-    return store.replay(PARTS, p, stages.parts(p), partial(stages.part, p), command, p.workers)
+    return store.replay(PARTS, p, stages.parts(p), partial(part, p), command, p.workers)
+
+
+def part(p: Profile, case: dict) -> dict[str, object]:
+    """Train one of `stages.parts` -> row: what the tower sees, or an LLM's scores when it is told the scene.
+
+    The latter are the marginal E_text(N): the same questions as every cell is asked, no image in it.
+    """
+    where = {"device": machine.device_name(device().type)}
+    if case["part"] == "tower":
+        return tower.accuracy(p) | where
+    size = p.size(case["size"])
+    model = text_model(stages.text_llm(p, size, case["seed"]), tokenizer_of(size)).eval()
+    scores = scored(p, model.to(device()), told=True)
+    notes = stages.text_notes(p, size, case["seed"])
+    row = {"N": size.N, "text_loss": notes["loss"], "train_seconds": notes["seconds"]}
+    return row | errors(exam(p), scores) | {"scores": pack(scores), **where}
 
 
 def table(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
@@ -73,7 +86,7 @@ def table(p: Profile, cases: list[dict], stem: str = STEM) -> pd.DataFrame:
     """
     needed = {case["size"] for case in cases}
     first = [case for case in stages.parts(p) if case["size"] in {"tower", *needed}]
-    store.table(PARTS, p, first, partial(stages.part, p), p.workers)
+    store.table(PARTS, p, first, partial(part, p), p.workers)
     return store.table(stem, p, cases, partial(measure, p), p.workers)
 
 
@@ -91,19 +104,19 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
     case = stages.Case(**case)
     stages.check(p, case)
     model, notes = stages.train(p, case)
-    asked = questions(p)
+    model, made = model.to(device()), exam(p)
     scores = scored(p, model)
     steered = model.compressor.needs_question and not model.question_first
     wrong = scored(p, model, shuffled=True) if steered else []
-    lengths = [len(ids) for ids in model.tokenizer([q.text for q in asked])["input_ids"]]
-    on = model.device.type
+    asked = np.concatenate([(part.questions.question >= 0).sum(1) for part in made.parts])
+    on, d = model.device.type, model.llm.config.hidden_size
     drawn = 0 < case.V <= LOOKED_AT and model.V == case.V  # FastV chooses only inside the LLM
     row = {
-        **{"N": p.size(case.size).N, "Q": float(np.mean(lengths)), **errors(asked, scores), **notes},
+        **{"N": p.size(case.size).N, "Q": float(asked.mean()), **errors(made, scores), **notes},
         "scores": pack(scores),
         "shuffled": pack(wrong),
         "attention_map": attention_map(p, model) if drawn else "",
-        **{"device": machine.device_name(on), "dtype": "bf16" if bf16_is_fast(on) else "float32"},
+        **{"device": machine.device_name(on), "dtype": "bf16" if in_bf16(on, d) else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
     }
     shutil.rmtree(stages.checkpoints(p, case), ignore_errors=True)  # last: a kill before this trains no more
@@ -120,6 +133,7 @@ def _llm_hash(p: Profile, size: str, seed: int) -> str:
     return weights_hash(stages.text_llm(p, p.size(size), seed).state_dict())
 
 
+@torch.no_grad()
 def attention_map(p: Profile, model: VLM) -> str:
     """Where tokens look in one test image for three questions: m V s weights over the greatest, packed."""
     image, asked = example(p)
@@ -128,37 +142,10 @@ def attention_map(p: Profile, model: VLM) -> str:
     return pack((where / where.amax(-1, keepdim=True)).flatten().tolist())
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What every cell was asked: the task of each test question, and what attention maps are of."""
-
-    tasks: list[str]
-    image: np.ndarray  # (pixels, pixels, 3), a test image
-    questions: list[str]  # about it
-
-
-def asked(p: Profile) -> Asked:
-    """What was asked, from the recorded row where there is one, so that no image is made to show results."""
-    case = [{"split": "test"}]
-    rows = store.table(ASKED, p, case, None)
-    row = (store.table(ASKED, p, case, partial(_asked, p)) if rows.empty else rows).iloc[0]
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"]))))
-    return Asked(row["tasks"].split(), image, json.loads(row["questions"]))
-
-
-def _asked(p: Profile, case: dict) -> dict[str, str]:
-    image, about = example(p)
-    pixels = data.render(tower.images_of(p, "test"), "test", p.pixels, range(image, image + 1))[0]
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "png")
-    tasks = " ".join(q.task for q in questions(p))
-    return {"tasks": tasks, "questions": about, "image": base64.b64encode(png.getvalue()).decode()}
-
-
 def attention_maps(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
     """Rows with attention maps at V, one seed each -> compressor, question, token, x, y (patches), weight."""
     columns = ["compressor", "question", "token", "x", "y", "weight"]
-    parts, about = [pd.DataFrame(columns=columns)], asked(p).questions
+    parts, about = [pd.DataFrame(columns=columns)], example(p)[1]
     packed_maps = rows.get("attention_map", pd.Series("", rows.index)).fillna("")
     there = rows[(rows["V"] == V) & (packed_maps != "")]
     for row in there.drop_duplicates("compressor").itertuples():

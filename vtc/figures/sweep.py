@@ -5,8 +5,9 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from vtc import data, figures
+from vtc import figures
 from vtc.evaluation import summary
+from vtc.evaluation.exam import TASKS
 from vtc.evaluation.scores import FAMILIES
 from vtc.profiles import Profile
 
@@ -33,7 +34,7 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Score against V for each task, one curve per LLM, mean over seeds."""
     score = alt.Y("score:Q", title="score", scale=alt.Scale(domain=[0, 1]))
     lines = _by_size(summary.by_task(rows)).mark_line(point=alt.OverlayMarkDef(size=25)).encode(y=score)
-    facet = alt.Facet("task:N", title=None, sort=list(data.TASKS))
+    facet = alt.Facet("task:N", title=None, sort=list(TASKS))
     where = figures.provenance(rows, p)
     return figures.panels(lines, facet, "Each task by itself", where, columns=4, width=190, height=130)
 

@@ -6,8 +6,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from vtc import compressors, data, figures
+from vtc import compressors, figures
 from vtc.evaluation import summary
+from vtc.evaluation.exam import TASKS
 from vtc.evaluation.scores import FAMILIES
 from vtc.profiles import Profile
 
@@ -33,7 +34,7 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Score of each task (mean over seeds), a column a compressor, a panel a V: what a token is good for."""
     mean = summary.by_task(rows, CELL)
-    x, y = alt.X("compressor:N", title=None), alt.Y("task:N", title=None, sort=list(data.TASKS))
+    x, y = alt.X("compressor:N", title=None), alt.Y("task:N", title=None, sort=list(TASKS))
     base = alt.Chart(mean).encode(x, y)
     blues = alt.Color("score:Q", title="score", scale=alt.Scale(scheme="blues", domain=[0, 1]))
     shade = alt.condition("datum.score > 0.6", alt.value("white"), alt.value("black"))

@@ -82,7 +82,7 @@ class Packed:
     questions: Tensor  # (b, m, q) the questions alone, padded on the right; for steered compressors
     lengths: Tensor  # (b, m) tokens of each question; 0 where a row has fewer
     last: Tensor  # (b, m) column of each question's last token
-    scene_text: Tensor | None = None  # (b, p, 2) a scene told in words: one or two words a place
+    scene_text: Tensor | None = None  # (b, p, w) a scene told in words: up to w words a place
 
     def to(self, device: torch.device | str) -> Packed:
         parts = self.__dict__.values()

@@ -104,7 +104,8 @@ class VLM(PreTrainedModel):
         if features is None:
             return None
         weights = (w for part in (self.compressor, self.projector) for w in part.parameters())
-        return features.to(self.device, next((w.dtype for w in weights), None))
+        dtype = next((w.dtype for w in weights), None)
+        return features.to(self.device).to(dtype)  # in this order: what is sent is the smaller one
 
     @property
     def V(self) -> int:
@@ -174,11 +175,11 @@ class VLM(PreTrainedModel):
         return columns(hidden, last).view(*questions.shape[:2], -1)
 
     def scene_in_words(self, scene_text: Tensor) -> tuple[Tensor, Tensor]:
-        """A scene told in words (b, p, 2) -> embeddings (b, p, d_llm) in the image's place, which are real.
+        """A scene told in words (b, p, w) -> embeddings (b, p, d_llm) in the image's place, which are real.
 
         The words of one cell are added up, as a visual token holds all that is seen at one place.
         """
-        word = scene_text != self.tokenizer.pad_token_id  # (b, p, 2)
+        word = scene_text != self.tokenizer.pad_token_id  # (b, p, w)
         return (self.llm.get_input_embeddings()(scene_text) * word[..., None]).sum(2), word.any(2)
 
     def embedded(

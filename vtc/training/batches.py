@@ -1,29 +1,36 @@
-"""What a batch is: questions with their answers, several packed in one sequence behind one image."""
+"""What a batch of people's own data is: questions with answers, several packed in one sequence behind an image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vtc import InputError, data
+from vtc import InputError
 from vtc.models.prompt import Packed, asked, conversation, pack
 from vtc.profiles import Schedule
 from vtc.training.device import Batch, Share
 
 
-class Bank:
-    """Questions with answers as token ids, grouped by the scene (or image) they are about.
+@dataclass(frozen=True)
+class Question:
+    """One question about one image, with the answer that is right."""
 
-    scene_text: the scenes told in words, for the stage in which the LLM has no image yet. steered: given
-    where an image's questions are turns of one conversation; see `vtc.models.prompt.conversation`.
+    image: int  # row of the image
+    text: str
+    answer: str
+
+
+class Bank:
+    """Questions with answers as token ids, grouped by the image they are about.
+
+    steered: given where an image's questions are turns of one conversation; see
+    `vtc.models.prompt.conversation`.
     """
 
-    def __init__(
-        self, questions: list[data.Question], tokenizer, scene_text: list[list[str]] | None = None,
-        steered: bool | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, questions: list[Question], tokenizer, steered: bool | None = None) -> None:
         end, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         # few texts differ: tokenise each once
         texts = list(dict.fromkeys(text for q in questions for text in (q.text, q.answer)))
@@ -37,45 +44,32 @@ class Bank:
             rows = [(image, row) for image, talk in talks.items() for row in conversation(talk, steered)]
         self.rows = [row for _, row in rows]
         self.answers = [round(float(row.weight.sum())) for row in self.rows]  # in each row
-        self.of: dict[int, list[int]] = {}  # scene -> its questions' rows
-        for i, (scene, _) in enumerate(rows):
-            self.of.setdefault(scene, []).append(i)
-        self.anywhere = self.of.pop(-1, [])  # questions that need no scene
-        self.scenes = np.array(sorted(self.of))
-        self.scene_text = None if scene_text is None else _in_ids(scene_text, tokenizer)
+        self.of: dict[int, list[int]] = {}  # image -> its questions' rows
+        for i, (image, _) in enumerate(rows):
+            self.of.setdefault(image, []).append(i)
+        self.images = np.array(sorted(self.of))
 
-    def choose(
-        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
-    ) -> tuple[list[list[int]], np.ndarray]:
-        """`batch` scenes, and `pack` questions (rows) for each, of which `free` are about no scene."""
-        scenes, chosen = rng.choice(self.scenes, batch), []
-        for scene in scenes:
-            about = self.of[int(scene)]
-            picks = rng.choice(len(about), min(pack - free, len(about)), replace=False)
-            extra = rng.integers(0, len(self.anywhere), free) if free else ()
-            chosen.append([about[j] for j in picks] + [self.anywhere[j] for j in extra])
-        return chosen, scenes
+    def choose(self, batch: int, pack: int, rng: np.random.Generator) -> tuple[list[list[int]], np.ndarray]:
+        """`batch` images, and `pack` questions (rows) for each, or as many as there are."""
+        images, chosen = rng.choice(self.images, batch), []
+        for image in images:
+            about = self.of[int(image)]
+            picks = rng.choice(len(about), min(pack, len(about)), replace=False)
+            chosen.append([about[j] for j in picks])
+        return chosen, images
 
-    def pack(self, chosen: list[list[int]], scenes: np.ndarray) -> Packed:
+    def pack(self, chosen: list[list[int]]) -> Packed:
         """Rows of questions, one list a sequence -> Packed, padded to the longest."""
-        scene_text = None if self.scene_text is None else self.scene_text[scenes]
-        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad_id, scene_text)
+        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad_id)
 
-    def draw(
-        self, batch: int, pack: int, rng: np.random.Generator, free: int = 0
-    ) -> tuple[Packed, np.ndarray]:
-        """What `choose` chose, packed, and the scenes."""
-        chosen, scenes = self.choose(batch, pack, rng, free)
-        return self.pack(chosen, scenes), scenes
+    def draw(self, batch: int, pack: int, rng: np.random.Generator) -> tuple[Packed, np.ndarray]:
+        """What `choose` chose, packed, and the images."""
+        chosen, images = self.choose(batch, pack, rng)
+        return self.pack(chosen), images
 
 
 def batches(
-    bank: Bank,
-    schedule: Schedule,
-    key: tuple[int, int],
-    free: int = 0,
-    features=None,
-    budgets: tuple[int, ...] = (),
+    bank: Bank, schedule: Schedule, key: tuple[int, int], features, budgets: tuple[int, ...] = ()
 ) -> Callable[[int, Share], Batch]:
     """The batches of a stage by step and share: questions, the features of their images, and V.
 
@@ -85,25 +79,13 @@ def batches(
 
     def batch(step: int, share: Share) -> Batch:
         rng = np.random.default_rng([*key, step])
-        chosen, scenes = bank.choose(schedule.batch, schedule.pack, rng, free)
+        chosen, images = bank.choose(schedule.batch, schedule.pack, rng)
         drawn = (int(rng.choice(budgets)),) if budgets else ()  # on the host, where shapes are made
         mine = chosen[share.mine]
         if not mine:
             raise InputError(f"a batch of {schedule.batch} is too small for {share.of} processes")
-        packed = bank.pack(mine, scenes[share.mine])
-        image = () if features is None else (features[torch.from_numpy(scenes[share.mine])],)
+        image = features[torch.from_numpy(images[share.mine])]
         here, everywhere = (sum(bank.answers[j] for rows in part for j in rows) for part in (mine, chosen))
-        return Batch((packed, *image, *drawn), share.of * here / everywhere)
+        return Batch((bank.pack(mine), image, *drawn), share.of * here / everywhere)
 
     return batch
-
-
-def _in_ids(scenes: list[list[str]], tokenizer) -> np.ndarray:
-    """Scenes in words -> (n, p, 2) token ids, one place a cell with its one or two words, padded."""
-    words = {word: tokenizer(word)["input_ids"] for scene in scenes for word in scene}
-    longest = max(map(len, words.values()))  # two with our own tokenizer
-    ids = np.full((len(scenes), max(map(len, scenes)), longest), tokenizer.pad_token_id)
-    for i, scene in enumerate(scenes):
-        for j, word in enumerate(scene):
-            ids[i, j, : len(words[word])] = words[word]
-    return ids

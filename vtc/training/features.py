@@ -17,7 +17,7 @@ from vtc.profiles import Profile
 from vtc.progress import bar
 from vtc.training.checkpoints import build_once
 from vtc.training.device import autocast, device
-from vtc.training.tower import images_of, pretrained
+from vtc.training.tower import pretrained
 
 CHUNK = 256  # images that the tower sees at once
 
@@ -61,7 +61,7 @@ def features(p: Profile, split: str, selecting: bool = False, side: int | None =
     Up to `p.feature_bytes` they are made once and kept. The files are mapped, not read, so several processes
     share one copy; `last` is a view into `levels`.
     """
-    scenes = images_of(p, split)
+    scenes = data.scenes_of(p, split)
 
     def images(rows: Tensor) -> Tensor:
         return torch.from_numpy(data.render(scenes, split, p.pixels, rows.tolist()))

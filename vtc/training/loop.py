@@ -22,7 +22,7 @@ from torch import nn
 
 from vtc.progress import bar
 from vtc.training import checkpoints
-from vtc.training.device import Batch, Share, autocast, prefetched, processes
+from vtc.training.device import WIDE, Batch, Share, autocast, prefetched, processes
 from vtc.training.optim import make_optimizers
 
 
@@ -39,6 +39,7 @@ class Stage:
     muon: bool = True  # see `make_optimizers`
     slow: tuple[str, ...] = ()  # of those that learn, names under the model at `slow_share` of the rate
     slow_share: float = 0.05
+    d: int = WIDE  # width of the model, by which its precision is chosen, see `in_bf16`
 
     def share_of_peak(self, step: int) -> float:
         """The learning rate at that step over its peak: up along a line, then down along a cosine to zero."""
@@ -77,7 +78,7 @@ def _fit(model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Pa
     steps = range(first, stage.steps)
     coming = prefetched(lambda step: batch(step, share), steps, on)
     for step, given in zip(bar(steps, stage.name), coming):
-        with autocast(on.type):
+        with autocast(on.type, stage.d):
             loss = prepared(*given.inputs) * given.weight
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(learns.values(), 1.0)

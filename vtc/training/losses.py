@@ -56,13 +56,14 @@ class AuxiliaryLoss(nn.Module):
 class WithAuxiliaryLoss(nn.Module):
     """A model in training whose compressor's tokens should also let the patches be guessed."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, compressor: Compressor) -> None:
         super().__init__()
-        self.model, self.auxiliary = model, AuxiliaryLoss(model.compressor)
+        self.model, self.auxiliary = model, AuxiliaryLoss(compressor)
+        self.compressor = [compressor]  # in a list: it is a part of the model already
 
     def forward(self, packed, features: Features, *drawn: int) -> Tensor:
         """The model's loss and the auxiliary one."""
         made: list[Tensor] = []
-        with self.model.compressor.register_forward_hook(lambda module, given, tokens: made.append(tokens)):
+        with self.compressor[0].register_forward_hook(lambda module, given, tokens: made.append(tokens)):
             loss = self.model(packed, features, *drawn)
         return loss + self.auxiliary(made[-1], features)

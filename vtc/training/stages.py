@@ -1,20 +1,22 @@
 """The three stages: the LLM reads text, the compressor is aligned with it, both are instructed.
 
     stage       learns                              reads
-    text        LLM                                 facts, sums, and scenes told in words, with questions
-    align       compressor, projector               images, asked to describe them (captions)
+    text        LLM                                 facts, and scenes told in words, with questions
+    align       compressor, projector               images; a token should become the words of its window
     instruct    compressor, projector and LLM       images, asked every kind of question
 
 The paper trains each (N, V) by LLaVA's two stages (section 3; arXiv 2304.08485): first only what stands
 between tower and LLM, so that its tokens become words which the LLM knows, then the LLM too. Its LLMs,
 Qwen1.5, come pre-trained; the text stage puts ours in that place. The tower is frozen throughout.
 
-All stages minimise the same loss, the mean over the answers A of a batch of the mean over an answer's tokens,
+Text and people's own data minimise the mean over the answers A of a batch of the mean over an answer's tokens,
 
     L = 1/|A| sum over a in A of  1/|a| sum over t of  -log p(a_t | image or scene in words, question, a_<t),
 
-so a long answer weighs as much as a short one; nothing is learnt of the questions themselves. Every cell of
-the sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
+so a long answer weighs as much as a short one; nothing is learnt of the questions themselves. The instruct
+stage on GridQA adds what the same LLM says when it is told the scene in words (`vtc.training.lessons`), and
+moves the LLM at a twentieth of the rate: at the full rate it forgets the facts that it read. Every cell of the
+sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -36,13 +37,14 @@ from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.profiles import Profile, Recipe
 from vtc.shapes import LLMShape
-from vtc.training import features, tower
+from vtc.training import features
 from vtc.training.batches import Bank, batches
 from vtc.training.checkpoints import build_once, notes_of
+from vtc.training.lessons import Distilled, ImageLessons, InWords, Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
 
-TEXT_SCENES = 8192  # at most as many scenes are told in words
+TEXT_SCENES = 40_000  # scenes told in words
 TEXT, ALIGN, INSTRUCT = range(3)  # with seed and step they fix what a batch holds
 
 
@@ -75,28 +77,32 @@ def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
     return llm
 
 
+def text_notes(p: Profile, size: LLMShape, seed: int) -> dict[str, float]:
+    """How the text stage of that LLM went: loss, seconds."""
+    return notes_of(p.cache / f"llm-{size.name}-{seed}" / "llm.safetensors")
+
+
 def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> tuple[dict, dict]:
     """The text stage -> the LLM's weights, and how its training went."""
-    free = max(p.recipe.text.pack // 4, 1)  # questions about no scene: facts
-    batch = batches(text_bank(p, tokenizer), p.recipe.text, (seed, TEXT), free)
     stage = _stage(p.recipe, "text", llm.config.hidden_size, ("llm",))
-    notes = fit(text_model(llm, tokenizer), stage, batch, folder)
+    notes = fit(text_model(llm, tokenizer), stage, text_lessons(p, tokenizer, seed).batch, folder)
     return {k: v for k, v in llm.state_dict().items() if k != "lm_head.weight"}, notes
 
 
-def _stage(recipe: Recipe, name: str, d: int, trains: tuple[str, ...]) -> Stage:
+def _stage(recipe: Recipe, name: str, d: int, trains: tuple[str, ...], slow: tuple[str, ...] = ()) -> Stage:
     """The recipe's stage of that name for an LLM of width d."""
     schedule = getattr(recipe, name)
-    more = recipe.checkpoint_every, recipe.warmup, recipe.muon
-    return Stage(name, schedule.steps, recipe.lr(schedule, d), trains, *more)
+    return Stage(
+        name, schedule.steps, recipe.lr(schedule, d), trains, recipe.checkpoint_every, recipe.warmup,
+        recipe.muon, slow, recipe.llm_share, d,
+    )  # fmt: skip
 
 
-def text_bank(p: Profile, tokenizer, seed: int = 5) -> Bank:
-    """What the LLM reads before it sees: scenes in words, questions about them, and facts about no scene."""
-    n = min(TEXT_SCENES, p.images_train)
-    scenes = data.make_scenes(n, "train", seed)
-    asked = data.ask(scenes, tuple(data.MAKERS), "text", seed, each=2)
-    return Bank(asked + data.facts(), tokenizer, [data.in_words(scenes, i) for i in range(n)])
+def text_lessons(p: Profile, tokenizer, seed: int) -> TextLessons:
+    """What the LLM reads before it sees: facts, and scenes in words with questions about them."""
+    facts, text = data.Facts(p.world), p.recipe.text
+    scenes = data.make_scenes(p.world, TEXT_SCENES, "train", 51, facts.subjects("text"))
+    return TextLessons(scenes, facts, Reader(tokenizer), seed, p.recipe.facts, text.batch, text.pack)
 
 
 def parts(p: Profile) -> list[dict]:
@@ -106,37 +112,57 @@ def parts(p: Profile) -> list[dict]:
     return llms if p.tower.checkpoint else [{"part": "tower", "size": "tower", "seed": 0}, *llms]
 
 
-def part(p: Profile, case: dict) -> dict[str, float]:
-    """Train one of `parts` -> row: a tower's shares of patches named right, an LLM's loss on unseen text."""
-    if case["part"] == "tower":
-        return tower.accuracy(p)
-    size = p.size(case["size"])
-    tokenizer = tokenizer_of(size)
-    model = text_model(text_llm(p, size, case["seed"]), tokenizer).eval()
-    bank = text_bank(p, tokenizer, seed=8)
-    with torch.no_grad():
-        losses = [model(bank.draw(64, 4, np.random.default_rng(i), free=1)[0]).item() for i in range(4)]
-    return {"N": size.N, "text_loss": float(np.mean(losses))}
-
-
 # --- align and instruct: the VLM ----------------------------------------------------------------------------
 
 
 def train(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     """Align, then instruct on GridQA -> the model and its training's figures (loss, seconds, questions/s)."""
-    if case.V and compressors.entry(case.compressor).nested:
+    if compressors.entry(case.compressor).nested:
         return _train_nested(p, case)
-    return _train(p, case)
+    return _train(p, case, (case.V,))
 
 
-def _train(p: Profile, case: Case, budgets: tuple[int, ...] = ()) -> tuple[VLM, dict[str, float]]:
-    model = build(p, case)
-    seen = features.features(p, "train", **model.compressor.of_tower)
-    scenes = tower.images_of(p, "train")
-    captions = data.ask(scenes, ("describe", "read"), "train", seed=4)
-    questions = data.ask(scenes, tuple(data.MAKERS), "train", seed=4, each=2) + data.facts()
-    banks = Bank(captions, model.tokenizer), Bank(questions, model.tokenizer)
-    return align_and_instruct(p, case, model, seen, *banks, checkpoints(p, case), budgets)
+def _train(p: Profile, case: Case, budgets: tuple[int, ...]) -> tuple[VLM, dict[str, float]]:
+    """budgets: each step draws its V from these, no image (0) a third as often as any other."""
+    r, model, folder = p.recipe, build(p, case), checkpoints(p, case)
+    d = model.llm.config.hidden_size
+    often = {V: 1.0 if V else 1 / 3 for V in budgets}
+    lessons = ImageLessons(
+        data.scenes_of(p, "train"), data.Facts(p.world), Reader(model.tokenizer),
+        features.features(p, "train", **model.compressor.of_tower), case.seed, r.instruct.batch,
+        r.instruct.pack, often,
+    )  # fmt: skip
+    teacher = text_model(text_llm(p, p.size(case.size), case.seed), model.tokenizer)
+    learner, between = Distilled(model, teacher), ("model.compressor", "model.projector")
+    notes = {"seconds": 0.0}
+    if case.V:  # without an image there is nothing to align
+        aligns_at = model.compressor.aligns_at
+        seen = replace(
+            lessons, images=r.align.batch, questions=r.align.pack, stage=ALIGN,
+            budgets={V: 1.0 for V in ((aligns_at,) if aligns_at else budgets) if V},
+        )  # fmt: skip
+        aligned = InWords(model) if model.compressor.windowed else learner
+        notes = fit(aligned, _stage(r, "align", d, between), seen.batch, folder)
+    if case.V and compressors.entry(case.compressor).distilled:
+        learner, between = _guided(learner)
+    llm = f"{between[0].removesuffix('compressor')}llm"
+    last = fit(learner, _stage(r, "instruct", d, (*between, llm), (llm,)), lessons.batch, folder)
+    return model.eval(), _notes(r, notes, last)
+
+
+def _guided(learner: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """A learner with the auxiliary loss, and the names of what learns beside the LLM."""
+    guided = WithAuxiliaryLoss(learner, learner.model.compressor)
+    return guided, ("model.model.compressor", "model.model.projector", "auxiliary")
+
+
+def _notes(recipe: Recipe, aligned: dict[str, float], last: dict[str, float]) -> dict[str, float]:
+    asked = recipe.instruct.batch * recipe.instruct.pack * recipe.instruct.steps
+    return {
+        "loss": last["loss"],
+        "train_seconds": aligned["seconds"] + last["seconds"],
+        "questions_per_s": asked / max(last["seconds"], 1e-9),
+    }
 
 
 def _train_nested(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
@@ -144,8 +170,9 @@ def _train_nested(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     file = _folder(p, case) / "nested.safetensors"
 
     def make() -> tuple[dict[str, Tensor], dict[str, float]]:
-        largest = replace(case, V=max(nested_budgets(p)))
-        model, notes = _train(p, largest, nested_budgets(p))
+        budgets = nested_budgets(p, case.compressor)
+        largest = replace(case, V=max(budgets))
+        model, notes = _train(p, largest, budgets)
         shutil.rmtree(checkpoints(p, largest), ignore_errors=True)
         return {k: v for k, v in model.state_dict().items() if k != "llm.lm_head.weight"}, notes
 
@@ -156,9 +183,10 @@ def _train_nested(p: Profile, case: Case) -> tuple[VLM, dict[str, float]]:
     return model.eval(), notes_of(file)
 
 
-def nested_budgets(p: Profile) -> tuple[int, ...]:
-    """The V that one training serves: those of the sweep that leave out three patches of four at least."""
-    return tuple(v for v in p.V if 0 < v <= p.s // 4)
+def nested_budgets(p: Profile, name: str) -> tuple[int, ...]:
+    """The V that one training of that compressor serves: those of the sweep that it can give, and 0."""
+    possible = compressors.possible(name, p.g)
+    return tuple(v for v in p.V if v == 0 or v in possible)
 
 
 def align_and_instruct(
@@ -169,35 +197,20 @@ def align_and_instruct(
     captions: Bank,
     questions: Bank,
     folder: Path,
-    budgets: tuple[int, ...] = (),
 ) -> tuple[VLM, dict[str, float]]:
-    """Both stages on images whose features are `seen`; checkpoints go to `folder`.
-
-    budgets: nested budgets, each step draws its V from these (as MQT does, arXiv 2405.19315; M3, arXiv
-    2405.17430, averages the loss over them, of which this is an unbiased draw).
-    """
+    """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`."""
     r, d = p.recipe, model.llm.config.hidden_size
     guided = case.V > 0 and compressors.entry(case.compressor).distilled
-    learner, root = (WithAuxiliaryLoss(model), "model.") if guided else (model, "")
+    learner, root = (WithAuxiliaryLoss(model, model.compressor), "model.") if guided else (model, "")
     between = (f"{root}compressor", f"{root}projector", "auxiliary")  # the last is there where guided
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
         first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
-        batch = batches(captions, r.align, (case.seed, ALIGN), _free(captions), seen, budgets or first)
+        batch = batches(captions, r.align, (case.seed, ALIGN), seen, first)
         aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
-    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), _free(questions), seen, budgets)
+    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen)
     last = fit(learner, _stage(r, "instruct", d, (*between, f"{root}llm")), batch, folder)
-    asked = r.instruct.batch * r.instruct.pack * r.instruct.steps
-    return model.eval(), {
-        "loss": last["loss"],
-        "train_seconds": aligned["seconds"] + last["seconds"],
-        "questions_per_s": asked / max(last["seconds"], 1e-9),
-    }
-
-
-def _free(bank: Bank) -> int:
-    """Questions about no image that go into every sequence, where there are such."""
-    return min(len(bank.anywhere), 1)
+    return model.eval(), _notes(r, aligned, last)
 
 
 def build(p: Profile, case: Case) -> VLM:
@@ -242,6 +255,6 @@ def check(p: Profile, case: Case) -> None:
         if first >= layers:
             problem = f"{case.compressor} drops tokens at layer {first}"
             raise InputError(f"{problem}: take an LLM of more than {layers}")
-    elif case.V and compressors.entry(case.compressor).nested and case.V not in nested_budgets(p):
-        there = ", ".join(map(str, nested_budgets(p)))
-        raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for 0 (no image), {there}")
+    elif case.V and compressors.entry(case.compressor).nested and case.V not in p.V:
+        there = ", ".join(map(str, nested_budgets(p, case.compressor)))
+        raise InputError(f"V = {case.V}: profile {p.name} trains {case.compressor} for {there}")

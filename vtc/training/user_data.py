@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from vtc import InputError, compressors, data
+from vtc import InputError, data
 from vtc.models.generate import check_questions
 from vtc.models.llm import make_llm, tokenizer_of
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import features, tower
-from vtc.training.batches import Bank
-from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints, nested_budgets
+from vtc.training.batches import Bank, Question
+from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints
 
 
 def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
@@ -24,7 +24,7 @@ def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, 
     size, shown = p.size(case.size), [talk for talk in talks if talk.image is not None]
     if not shown:
         raise InputError('no entry has an image: expected at least one with the field "image"')
-    asked = [data.Question(i, "user", q, a) for i, talk in enumerate(shown) for q, a in talk.turns]
+    asked = [Question(i, q, a) for i, talk in enumerate(shown) for q, a in talk.turns]
     words = " ".join(f"{q.text} {q.answer}" for q in asked).split()
     tokenizer = tokenizer_of(size, tuple(dict.fromkeys(words)))
     torch.manual_seed(case.seed)
@@ -35,5 +35,4 @@ def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, 
     check_questions(model, texts, [len(ids) for ids in tokenizer(texts)["input_ids"]])
     files = [talk.image for talk in shown]
     seen = features.of_user_images(p, eyes, files, **model.compressor.of_tower)
-    budgets = nested_budgets(p) if case.V and compressors.entry(case.compressor).nested else ()
-    return align_and_instruct(p, case, model, seen, bank, bank, checkpoints(p, case, talks), budgets)
+    return align_and_instruct(p, case, model, seen, bank, bank, checkpoints(p, case, talks))

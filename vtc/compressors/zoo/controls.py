@@ -43,6 +43,7 @@ class Separable(Compressor):
     """Z = R X R^T on the grid, with R (n, g) from `matrix`; any n <= g, so V is any square."""
 
     nested = True
+    windowed = True
 
     @classmethod
     def possible(cls, grid: int) -> list[int]:

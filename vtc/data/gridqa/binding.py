@@ -1,15 +1,33 @@
-"""Questions that bind several marks of one image together: a panel of its own, outside the law."""
+"""Questions that bind several marks of one image together: a panel of its own, outside the law.
+
+And `ask_any`, which asks all kinds of questions together.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from vtc.data.gridqa import words
-from vtc.data.gridqa.ask import AT, NONE, Questions, number
+from vtc.data.gridqa.ask import AT, NONE, TASKS, Questions, ask, number
+from vtc.data.gridqa.facts import Facts
 from vtc.data.gridqa.world import Scenes
 
 PANEL = ("count", "compare", "right")
 _COUNTS = np.array([AT[str(n)] for n in range(13)])
+
+
+def ask_any(
+    scenes: Scenes, rows: np.ndarray, facts: Facts, split: str, rng: np.random.Generator,
+    mix: tuple[float, ...], binding: float,
+) -> Questions:  # fmt: skip
+    """As `ask`, with a share `binding` of questions of the panel, whose tasks count on from TASKS."""
+    asked = ask(scenes, rows, facts, split, rng, mix)
+    other = np.flatnonzero(rng.random(len(rows)) < binding)
+    panel = ask_binding(scenes, rows[other], rng)
+    panel.task[:] += len(TASKS)
+    for column, part in zip(vars(asked).values(), vars(panel).values()):
+        column[other] = part
+    return asked
 
 
 def ask_binding(scenes: Scenes, rows: np.ndarray, rng: np.random.Generator) -> Questions:

@@ -12,7 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from vtc.data.gridqa import words
-from vtc.data.gridqa.world import WorldConfig
+from vtc.data.gridqa.world import Scenes, make_scenes
+from vtc.profiles import Profile
+from vtc.shapes import WorldConfig
 
 # Every fact has a part, 0 to 3. Images ask for those of their split; text teaches all.
 PARTS = {"train": (0, 1), "validation": (2,), "test": (3,), "text": (0, 1, 2, 3)}
@@ -74,3 +76,13 @@ class Facts:
         sums = self._sums[split][1][subject]  # (n, entities)
         entity = (sums <= rng.random((len(subject), 1)) * sums[:, -1:]).sum(1)
         return subject * self.config.entities + entity
+
+
+def scenes_of(p: Profile, split: str) -> Scenes:
+    """The scenes that the profile trains on ("train"), chooses by ("validation") or is tested on ("test").
+
+    Marks are as frequent as the facts about them that the split may ask, so that questions about any mark ask
+    all facts together by the world's law.
+    """
+    subjects = Facts(p.world).subjects(split)
+    return make_scenes(p.world, getattr(p, f"images_{split}"), split, seed=3, subjects=subjects)

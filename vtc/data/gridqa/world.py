@@ -12,31 +12,10 @@ from functools import cache
 import numpy as np
 
 from vtc.data.gridqa import words
+from vtc.shapes import WorldConfig
 
 SPLITS = ("train", "validation", "test")
 SIDE = len(words.X)  # places are named on a SIDE x SIDE grid
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """The distributions of the world, stated before anything is trained on it.
-
-    They largely *set* the exponents of the law: how fast the error falls with V follows from `least` and
-    `most`, how fast it falls with N from the number of facts and from `zipf`. What the world tests is whether
-    both together follow from each alone.
-    """
-
-    # The eye. An image could hold `fit` x `fit` marks of its size, log-uniform between these two. So
-    # the visual tokens that are needed to tell the marks apart, up to fit^2, are log-uniform as well.
-    least: float = 1.0
-    most: float = 10.0  # 100 tokens: more than the 36 of V = s/4, fewer than the 144 of V = s
-    rows: int = 2  # lines of marks at most
-    cols: int = 6  # marks in a line at most
-    # The memory. A fact for every land, digit and animal, 40,960 of them, of 10 bits each.
-    lands: int = len(words.LANDS)
-    entities: int = len(words.ENTITIES)
-    zipf: float = 1.0  # the fact of rank r is taught and asked in proportion to 1 / (r + offset)^zipf
-    offset: float = 100.0  # keeps the head flat: the best guess without the image is right once in eight
 
 
 @dataclass(frozen=True)
