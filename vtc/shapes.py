@@ -87,8 +87,8 @@ class TowerShape:
     pixels: int  # side of an image
     d_ff: int | None = None  # width of the MLP; None: 4 d
     extra: int = 1  # class tokens
-    # Channels of 3 x 3 convolutions of stride 2 before the last one, which gives the patches: 2^(n + 1) pixels
-    # a patch. Empty: one linear map a patch, as in CLIP.
+    # Channels of 3 x 3 convolutions of stride 2 before the last one, which gives the patches, of 2^(n + 1)
+    # pixels. Empty: one linear map a patch, as in CLIP.
     stem: tuple[int, ...] = ()
     checkpoint: str | None = None  # open_clip id or folder of its weights; None: trained here
 
@@ -131,7 +131,7 @@ class TowerShape:
 
     @property
     def convolutions(self) -> list[tuple[int, int, float]]:
-        """What turns pixels into patches: inputs and outputs of each map, and how often a patch it is made."""
+        """What turns pixels into patches: inputs and outputs of each map, how many of them a patch takes."""
         if not self.stem:
             return [(3 * self.patch**2, self.d, 1.0)]
         ins, outs = (3, *self.stem), (*self.stem, self.d)

@@ -17,6 +17,6 @@ from vtc.shapes import WorldConfig
 
 __all__ = [
     "AT", "DIGITS", "LANDS", "NONE", "PANEL", "SPLITS", "TASKS", "WORDS", "Conversation", "Facts",
-    "Questions", "Scenes", "WorldConfig", "about", "ask", "ask_any", "ask_binding", "dense_labels", "handwriting", "in_words",
-    "load_image", "make_scenes", "read_llava", "render", "scenes_of",
+    "Questions", "Scenes", "WorldConfig", "about", "ask", "ask_any", "ask_binding", "dense_labels",
+    "handwriting", "in_words", "load_image", "make_scenes", "read_llava", "render", "scenes_of",
 ]  # fmt: skip

@@ -20,8 +20,8 @@ EACH = {"read": 4, "fact": 4, "common": 2, "chain": 1, "land": 1, "binding": 2}
 COMMON = 300
 LARGE, SMALL = 3.0, 2.0  # fewer marks than LARGE fit a side: large ones; SMALL or more: small ones
 
-# The tasks. The paper's two families are regions of the demand plane: little to see and much to know, and much
-# to see and little to know. The others stand outside the law.
+# The tasks. The paper's two families are regions of the demand plane: little to see and much to know, and
+# much to see and little to know. The others stand outside the law.
 FAMILIES = {"reasoning": ("know",), "ocr": ("read", "recall")}
 OUTSIDE = ("glance", "fact", "chain", "land", *data.PANEL)
 MEANS = {

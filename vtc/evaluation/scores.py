@@ -1,7 +1,7 @@
 """Metrics: errors per task and family, and the one overall score.
 
-The overall score is the mean over the two families of the mean over their tasks. Every table, figure and claim
-uses it.
+The overall score is the mean over the two families of the mean over their tasks. Every table, figure and
+claim uses it.
 """
 
 from __future__ import annotations

@@ -87,6 +87,17 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def asked(exam: Exam) -> pd.DataFrame:
-    """Per task: family, number of questions, mean words of question and answer, the commonest answer's share."""
-    rows = [(task, *part.questions.text(i)) for part, task in _each(exam)]
-    return rows
+    """Per task: family, mean words of question and answer, questions, the share of the commonest answer."""
+    texts = [part.questions.text(i) for part in exam.parts for i in range(len(part.questions))]
+    frame = exam.frame.assign(
+        question=[len(question.split()) for question, _ in texts],
+        words=[len(answer.split()) for _, answer in texts],
+        answer=[answer for _, answer in texts],
+    )
+    grouped = frame[frame["task"].isin(list(FAMILY_OF))].groupby("task")
+    table = grouped[["question", "words"]].mean().round(1)
+    table = table.rename(columns={"question": "question words", "words": "answer words"})
+    share = grouped["answer"].agg(lambda answers: answers.value_counts(normalize=True).iloc[0])
+    table = table.assign(questions=grouped.size(), **{"commonest answer": share.round(3)})
+    table.insert(0, "family", table.index.map(FAMILY_OF))
+    return table.loc[[task for task in FAMILY_OF if task in table.index]].reset_index()

@@ -1,4 +1,4 @@
-"""What a batch of people's own data is: questions with answers, several packed in one sequence behind an image."""
+"""A batch of people's own data: questions with answers, several packed in one sequence behind an image."""
 
 from __future__ import annotations
 

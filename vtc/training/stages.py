@@ -9,14 +9,15 @@ The paper trains each (N, V) by LLaVA's two stages (section 3; arXiv 2304.08485)
 between tower and LLM, so that its tokens become words which the LLM knows, then the LLM too. Its LLMs,
 Qwen1.5, come pre-trained; the text stage puts ours in that place. The tower is frozen throughout.
 
-Text and people's own data minimise the mean over the answers A of a batch of the mean over an answer's tokens,
+Text and people's own data minimise the mean over the answers A of a batch of the mean over an answer's
+tokens,
 
     L = 1/|A| sum over a in A of  1/|a| sum over t of  -log p(a_t | image or scene in words, question, a_<t),
 
 so a long answer weighs as much as a short one; nothing is learnt of the questions themselves. The instruct
 stage on GridQA adds what the same LLM says when it is told the scene in words (`vtc.training.lessons`), and
-moves the LLM at a twentieth of the rate: at the full rate it forgets the facts that it read. Every cell of the
-sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
+moves the LLM at a twentieth of the rate: at the full rate it forgets the facts that it read. Every cell of
+the sweep has the same data, order and steps; only N, V, the compressor and the seed differ.
 """
 
 from __future__ import annotations
