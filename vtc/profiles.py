@@ -73,6 +73,7 @@ class Profile:
     ]  # compressors, by name or set (`vtc.compressors.sets`), that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts of notebook 05
     zoo_size: str  # LLM of notebook 05
+    winners_Q: tuple[int, ...]  # text tokens at which cells of equal cost N (Q + V) are compared
     workers: int  # processes that measure cases side by side, one thread each
     draws: int  # bootstrap draws of an interval
     feature_bytes: int  # of one split's features that may be kept; more are computed when asked for
@@ -167,7 +168,7 @@ class Profile:
 
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
-    *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note"),
+    *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
     *("recompute", "recorded", "run", "feature_bytes"),
 )
 
@@ -199,6 +200,7 @@ SMOKE = Profile(
     zoo=("rivals", "ablations", "nested"),
     zoo_V=(1, 16),
     zoo_size="d16",
+    winners_Q=(6, 50),
     workers=2,
     draws=50,
     feature_bytes=2 * GB,
@@ -226,6 +228,7 @@ LAPTOP = Profile(
     zoo=("rivals",),
     zoo_V=(1, 4, 16),
     zoo_size="d32",
+    winners_Q=(6, 50),
     workers=2,
     draws=2000,
     feature_bytes=2 * GB,

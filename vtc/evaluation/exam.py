@@ -87,6 +87,23 @@ def exam(p: Profile, split: str = "test") -> Exam:
     return Exam(scenes, tuple(parts), pd.concat(frames, ignore_index=True))
 
 
+def located(made: Exam, question: int) -> tuple[Part, int]:
+    """The part that holds a question of the exam, and the question's place in it."""
+    for part in made.parts:
+        if question < len(part.questions):
+            return part, question
+        question -= len(part.questions)
+    raise IndexError(question)
+
+
+def shared_facts(p: Profile) -> dict[str, int]:
+    """Facts that each split may ask, and under "shared" how many of them any other split may ask too."""
+    facts = data.Facts(p.world)
+    may = {split: facts.askable(split) for split in data.SPLITS}
+    times = np.sum(list(may.values()), 0)
+    return {split: int(which.sum()) for split, which in may.items()} | {"shared": int((times > 1).sum())}
+
+
 def _common(pool: data.Questions, rows: np.ndarray) -> Part:
     """The first common facts of a pool, of the images that have enough of them."""
     each, known = EACH["common"], pool.rank < COMMON

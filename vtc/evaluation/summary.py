@@ -86,6 +86,22 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(added).reset_index()
 
 
+def winners(rows: pd.DataFrame, family: str, Q: float, budgets: int = 4) -> pd.DataFrame:
+    """The cell of least mean error within each budget of N (Q + V): budget, N, V, error. No law is in it.
+
+    Budgets go in equal steps of their logarithm, from what a tenth of the cells cost at most to what nine
+    of ten do.
+    """
+    mean = rows[rows["V"] > 0].groupby(["N", "V"])[f"error_{family}"].mean().reset_index()
+    mean.columns = ["N", "V", "error"]
+    cost = mean["N"] * (Q + mean["V"])
+    found = []
+    for budget in np.geomspace(*np.quantile(cost, [0.1, 0.9]), budgets):
+        best = mean[cost <= budget].sort_values("error").iloc[0]
+        found.append({"budget": budget, "N": best["N"], "V": int(best["V"]), "error": best["error"]})
+    return pd.DataFrame(found)
+
+
 def asked(exam: Exam) -> pd.DataFrame:
     """Per task: family, mean words of question and answer, questions, the share of the commonest answer."""
     texts = [part.questions.text(i) for part in exam.parts for i in range(len(part.questions))]

@@ -29,12 +29,15 @@ SWEPT = "tokenpacker_nested"  # the compressor of the sweep: one training a size
 
 
 def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
-    """Every LLM at every V (default: the profile's) by TokenPacker, the longest first."""
+    """Every LLM at every V (default: the profile's) by TokenPacker, the longest first.
+
+    Every size once before any a second time: the first of its cells trains it, and the others would wait.
+    """
     return [
         {"size": size.name, "V": v, "compressor": SWEPT, "seed": seed}
         for seed in p.seeds
-        for size in reversed(p.sizes)
         for v in reversed(V or p.V)
+        for size in reversed(p.sizes)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Figures of notebook 01: what the images show, what is asked about them, what answers give away."""
+"""Figures of notebook 01: what images show, which demands questions make, what answers give away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from vtc import figures
+from vtc.evaluation.scores import FAMILIES
+from vtc.evaluation.summary import FAMILY_OF, PANEL
 
 
 def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.LayerChart:
@@ -21,27 +23,63 @@ def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.Laye
     height = 190 * (rows["row"].max() + 1)
     base = alt.Chart(rows).encode(x=x, y=y)
     pictures = base.mark_image(width=144, height=144, yOffset=-8).encode(url="image:N")
-    words = base.mark_text(dy=76, fontSize=12).encode(text="caption:N")
+    words = base.mark_text(dy=76, fontSize=12, limit=220).encode(text="caption:N")
     return (pictures + words).properties(width=230 * columns, height=height)
 
 
 def _url(image: np.ndarray) -> str:
-    """The image, three times as large with its pixels kept, as a data address."""
+    """The image, enlarged with its pixels kept, as a data address."""
     from PIL import Image
 
     out = io.BytesIO()
-    side = image.shape[0] * 3
+    side = image.shape[0] * max(288 // image.shape[0], 1)
     Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST).save(out, "PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def demands(frame: pd.DataFrame) -> alt.LayerChart:
+    """Every question that the law is about, by what the eye and what the memory must do.
+
+    frame: an exam's, see `vtc.evaluation.exam`. Questions that need no fact stand on the lowest line.
+    """
+    shown = frame[frame["task"].isin([*FAMILY_OF]) & frame["kind"].isin(["read", "fact", "common"])]
+    shown = shown.assign(
+        family=shown["task"].map(FAMILY_OF), tokens=shown["fit"] ** 2, known=shown["rank"].clip(lower=0) + 1.0
+    )
+    shown.loc[shown["rank"] < 0, "known"] = 0.3
+    nothing, ranks = 0.3, [1, 10, 100, 1000, 10000]
+    label = "datum.value < 1 ? 'no fact' : format(datum.value, ',')"
+    scale = alt.Scale(type="log", domain=[0.2, 41000])
+    y = alt.Y(
+        "known:Q",
+        title="rank of the fact that must be known (1: the most common)",
+        scale=scale,
+        axis=alt.Axis(values=[nothing, *ranks], labelExpr=label),
+    )
+    x = alt.X(
+        "tokens:Q",
+        title="marks of this size that an image can hold",
+        scale=alt.Scale(type="log", domain=[1, 100]),
+        axis=alt.Axis(values=[1, 4, 9, 16, 36, 100]),
+    )
+    color = alt.Color("family:N", title="family", sort=[*FAMILIES.values(), PANEL])
+    chart = alt.Chart(shown).mark_circle(size=14, opacity=0.5).encode(x, y, color)
+    title = "Reasoning asks much of the memory, OCR-like tasks much of the eye"
+    return figures.titled(chart, title, "one point a test question", width=520, height=320)
+
+
 def give_away(frame: pd.DataFrame) -> alt.LayerChart:
     """Per task the share of its commonest answer: what may be had without looking."""
-    rows = frame[frame["family"] != "caption"]
-    base = alt.Chart(rows).encode(
-        y=alt.Y("task:N", title=None, sort=list(rows["task"])),
+    base = alt.Chart(frame).encode(
+        y=alt.Y("task:N", title=None, sort=list(frame["task"])),
         x=alt.X("commonest answer:Q", title="share of the commonest answer", scale=alt.Scale(domain=[0, 1])),
     )
-    bars = base.mark_bar().encode(color=alt.Color("family:N", title="family"))
+    bars = base.mark_bar().encode(
+        color=alt.Color("family:N", title="family", sort=[*FAMILIES.values(), PANEL])
+    )
     words = base.mark_text(align="left", dx=4).encode(text=alt.Text("commonest answer:Q", format=".2f"))
-    return figures.titled(bars + words, "What the questions give away by themselves", height=240)
+    most = frame.loc[frame["family"] != PANEL, "commonest answer"].max()
+    title = f"Of the law's tasks none can be guessed more often than {most:.0%}"
+    return figures.titled(
+        bars + words, title, "best answer without looking, question by question", height=240
+    )

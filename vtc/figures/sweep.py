@@ -56,3 +56,80 @@ def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     title = "Which tasks want a larger LLM, which want more tokens"
     chart = even + base.mark_point(size=90) + words
     return figures.titled(chart, title, figures.provenance(rows, p), width=400, height=340)
+
+
+def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
+    """Error of each LLM that is told the scene in words, against N: the marginal E_text(N)."""
+    llms = parts[parts["part"] == "llm"]
+    frame = pd.concat([
+        llms[["N", "seed"]].assign(family=name, error=llms[f"error_{family}"])
+        for family, name in FAMILIES.items()
+    ])  # fmt: skip
+    sizes = sorted(frame["N"].unique().tolist())
+    x = alt.X("N:Q", title="LLM parameters N", scale=alt.Scale(type="log", nice=False, padding=15),
+              axis=alt.Axis(values=sizes, format=",.0f"))  # fmt: skip
+    y = alt.Y("error:Q", title="error, told in words", scale=alt.Scale(type="log", nice=False, padding=10))
+    base = alt.Chart(frame).encode(
+        x, color=alt.Color("family:N", title="family", sort=list(FAMILIES.values()))
+    )
+    lines = base.mark_line().encode(y=alt.Y("mean(error):Q", title="error, told in words", scale=y.scale))
+    chart = lines + base.mark_point(size=35).encode(y)
+    return figures.titled(
+        chart, "What the LLM knows depends on N", figures.provenance(llms, p), width=420, height=280
+    )
+
+
+def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Measured error of each cell against the one predicted from two marginals; the line: as predicted."""
+    frame = table.assign(
+        family=table["family"].map(FAMILIES), outcome=table["hit"].map({True: "hit", False: "miss"})
+    )
+    ends = [
+        float(frame[["predicted", "measured"]].min().min()),
+        float(frame[["predicted", "measured"]].max().max()),
+    ]
+    scale = alt.Scale(domain=ends, nice=False, padding=10)
+    base = alt.Chart(frame).encode(
+        x=alt.X("predicted:Q", title="predicted error", scale=scale),
+        y=alt.Y("measured:Q", title="measured error", scale=scale),
+    )
+    points = base.mark_point(size=60, filled=True, opacity=0.8).encode(
+        color=alt.Color("label:N", title="prediction"),
+        shape=alt.Shape("outcome:N", title="within the tolerance", sort=["hit", "miss"]),
+        tooltip=["N", "V", "predicted", "measured", "tolerance"],
+    )
+    line = base.mark_line(strokeDash=[4, 4], color="#999999").encode(
+        y=alt.Y("predicted:Q", title="measured error")
+    )
+    by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
+    hits = f"{int(table['hit'].sum())} of {len(table)} cells within two standard deviations of a seed"
+    title = "Errors of the grid, predicted before it was trained"
+    return figures.panels(line + points, by, title, hits, width=280, height=280)
+
+
+def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
+    """alpha / beta over the plane of demands; red where N counts more, blue where V does."""
+    ratio = (frame["alpha"].clip(lower=0.001) / frame["beta"].clip(lower=0.001)).clip(0.05, 20)
+    shown = frame.assign(ratio=ratio, words=[_ratio(row) for row in frame.itertuples()])
+    ranks = list(dict.fromkeys(frame["rank"]))[::-1]
+    base = alt.Chart(shown).encode(
+        x=alt.X(
+            "fit:N",
+            title="marks that fit a side of the image (the eye)",
+            sort=None,
+            axis=alt.Axis(labelAngle=0),
+        ),
+        y=alt.Y("rank:N", title="rank of the fact (the memory)", sort=ranks),
+    )
+    scale = alt.Scale(type="log", domain=[0.05, 1, 20], range=["#2166ac", "#f7f7f7", "#b2182b"])
+    color = alt.Color("ratio:Q", title="alpha / beta", scale=scale)
+    chart = base.mark_rect(stroke="white").encode(color=color) + base.mark_text(fontSize=12).encode(
+        text="words:N"
+    )
+    title = "Memory turns alpha / beta up, the eye turns it down"
+    said = f"alpha / beta by region, profile {p.name}; red: N counts more, blue: V counts more"
+    return figures.titled(chart, title, said, width=460, height=230)
+
+
+def _ratio(row) -> str:
+    return f"{row.alpha:.2f} / {row.beta:.2f}"

@@ -56,10 +56,14 @@ class Facts:
         """Per split the cumulated weights of all facts (n,), and of each subject's (subjects, entities)."""
         weight = (self._drawn[1] + self.config.offset) ** -self.config.zipf
         found = {}
-        for split, parts in PARTS.items():
-            w = np.where(np.isin(self._drawn[2], parts), weight, 0)
+        for split in PARTS:
+            w = np.where(self.askable(split), weight, 0)
             found[split] = np.cumsum(w), np.cumsum(w.reshape(-1, self.config.entities), 1)
         return found
+
+    def askable(self, split: str) -> np.ndarray:
+        """Which facts that split may ask, (facts,)."""
+        return np.isin(self._drawn[2], PARTS[split])
 
     def subjects(self, split: str) -> np.ndarray:
         """How often each digit of each land is asked about, (lands, 10), adding up to 1."""

@@ -1,0 +1,126 @@
+"""What the sweep will show, said before it is trained; and, after it, which of that came true.
+
+Two cheap marginals are measured on a pilot seed that the sweep does not use: K(N), the errors of text-trained
+LLMs of some sizes that are told the scene in words, and E(V), the errors of one model over all V. From these
+follow all cells (`vtc.scaling.marginals`), the law's exponents and the best cell of every budget. The file
+results/<profile>/predictions.csv was committed before the first recorded seed was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from vtc import scaling
+from vtc.evaluation.compare import mean_interval
+from vtc.evaluation.scores import FAMILIES
+from vtc.evaluation.summary import winners
+from vtc.profiles import Profile
+from vtc.scaling.marginals import Marginal, predict
+
+FORM = "see and know"  # the form that is predicted to hold; the product is given beside it
+COLUMNS = ("kind", "family", "N", "V", "Q", "predicted", "product", "label", "refuted_if")
+SPREAD = 2.0  # tolerance of a cell: so many standard deviations of a seed, pooled over the family's cells
+LARGEST_SPREAD = 0.02  # ... which are taken as so much where seeds differ by more
+REFUTED = {
+    "cell": "the mean over seeds is off by more than the tolerance",
+    "alpha": "the interval over LLMs excludes it",
+    "beta": "the interval over LLMs excludes it",
+    "order": "the interval of alpha / beta lies on the other side of 1",
+    "winner": "another cell has the least error within the budget",
+}
+
+
+def predicted(p: Profile, told: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+    """Pilot rows -> one row a prediction, the columns of predictions.csv.
+
+    told: one row a size, N and error_<family>. seen: one row a V, the same columns, of one size.
+    """
+    V = [v for v in p.V if v > 0]
+    N = [size.N * 1e-9 for size in p.sizes]
+    rows = []
+    for family in FAMILIES:
+        know = Marginal.of("N", told["N"] * 1e-9, told[f"error_{family}"])
+        shown = seen[seen["V"] > 0]
+        see = Marginal.of("V", shown["V"], shown[f"error_{family}"])
+        made = predict(know, see, float(shown["N"].iloc[0]) * 1e-9, N, V)
+        grid, product = (_grid(made, form) for form in (FORM, "product"))
+        for (n, v), row in grid.items():
+            cell = {"predicted": row["error"], "product": product[n, v]["error"], "label": row["label"]}
+            rows.append({"kind": "cell", "family": family, "N": n * 1e9, "V": v} | cell)
+        rows += _consequences(p, family, grid, product)
+    frame = pd.DataFrame(rows).assign(refuted_if=lambda f: f["kind"].map(REFUTED))
+    return frame.reindex(columns=list(COLUMNS))
+
+
+def _grid(made: list[dict], form: str) -> dict[tuple[float, float], dict]:
+    return {(row["N"], row["V"]): row for row in made if row["form"] == form}
+
+
+def _consequences(p: Profile, family: str, *grids: dict) -> list[dict]:
+    """Exponents of the law through the predicted cells, and the best cells of four budgets at two Q."""
+    fits = [_law(_table(grid, family), family) for grid in grids]
+    rows = [
+        {
+            "kind": name,
+            "predicted": float(getattr(fits[0].law, name)),
+            "product": float(getattr(fits[1].law, name)),
+        }
+        for name in ("alpha", "beta")
+    ]
+    rows.append({"kind": "order"} | dict(zip(("predicted", "product"), (float(f.law.ratio) for f in fits))))
+    for Q in p.winners_Q:
+        best = [winners(_table(grid, family), family, Q) for grid in grids]
+        for one, other in zip(*(frame.itertuples() for frame in best)):
+            named = [f"{row.N:.0f} {row.V:.0f}" for row in (one, other)]
+            rows.append({"kind": "winner", "N": one.budget, "Q": Q, "label": " | ".join(named)})
+    return [{"family": family} | row for row in rows]
+
+
+def _table(grid: dict, family: str) -> pd.DataFrame:
+    rows = [(n * 1e9, v, row["error"]) for (n, v), row in grid.items()]
+    return pd.DataFrame(rows, columns=["N", "V", f"error_{family}"])
+
+
+def _law(rows: pd.DataFrame, family: str) -> scaling.Fit:
+    return scaling.fit(scaling.sweep(rows, family).cells)
+
+
+def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Predicted cells beside the measured means over seeds: family, N, V, predicted, product, copied,
+    measured, low, high, tolerance, hit.
+
+    copied: the guess that a size errs as the next smaller one does at the same V (none for the smallest).
+    """
+    found = []
+    for family in FAMILIES:
+        error = rows[rows["V"] > 0].pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
+        spread = min(float(np.sqrt(error.var(axis=1, ddof=1).mean())), LARGEST_SPREAD)
+        mean, sizes = error.mean(axis=1), sorted(rows["N"].unique())
+        for cell in said[(said["kind"] == "cell") & (said["family"] == family)].itertuples():
+            N = min(sizes, key=lambda size: abs(size - cell.N))
+            if (N, cell.V) not in mean.index:
+                continue
+            below = sizes.index(N) - 1
+            _, low, high, _ = mean_interval(error.loc[N, cell.V].dropna())
+            row = {"family": family, "N": N, "V": int(cell.V), "label": cell.label}
+            row |= {"predicted": cell.predicted, "product": cell.product}
+            row |= {"copied": mean.get((sizes[below], cell.V), np.nan) if below >= 0 else np.nan}
+            row |= {"measured": mean[N, cell.V], "low": low, "high": high, "tolerance": SPREAD * spread}
+            found.append(row | {"hit": abs(cell.predicted - mean[N, cell.V]) <= SPREAD * spread})
+    return pd.DataFrame(found)
+
+
+def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
+    """By family and kind of prediction: cells, hits, mean absolute miss of each way to predict."""
+    parts = []
+    for (family, label), part in table.groupby(["family", "label"], sort=False):
+        misses = {way: float((part[way] - part["measured"]).abs().mean()) for way in _WAYS}
+        row = {"family": FAMILIES[family], "label": label, "cells": len(part), "hits": int(part["hit"].sum())}
+        parts.append(row | misses)
+    return pd.DataFrame(parts)
+
+
+_WAYS: Iterable[str] = ("predicted", "product", "copied")
