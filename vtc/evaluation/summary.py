@@ -5,6 +5,8 @@ What figures draw and tables show is computed here or in `compare`: figures hold
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -12,6 +14,7 @@ from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import FAMILIES as TASKS_OF
 from vtc.evaluation.exam import OUTSIDE, Exam
 from vtc.evaluation.scores import FAMILIES
+from vtc.profiles import Profile
 
 PANEL = "outside the law"
 FAMILY_OF = {task: FAMILIES[family] for family, tasks in TASKS_OF.items() for task in tasks}
@@ -84,6 +87,60 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
     without, with_image = table[0], table[max(table.columns)]
     added = {"no image": without, "most tokens": with_image, "looking adds": with_image - without}
     return pd.DataFrame(added).reset_index()
+
+
+def told_table(parts: pd.DataFrame) -> pd.DataFrame:
+    """Text-trained LLMs told the scene in words: mean error of each family and task over seeds, by N."""
+    llms = parts[parts["part"] == "llm"]
+    columns = [f"error_{family}" for family in FAMILIES]
+    table = llms.groupby("N")[columns].mean()
+    tasks = 1 - llms.groupby("N")[[f"score_{task}" for task in FAMILY_OF if f"score_{task}" in llms]].mean()
+    tasks.columns = [name.removeprefix("score_") for name in tasks.columns]
+    return pd.concat([table, tasks], axis=1).reset_index()
+
+
+def steps_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """How often the mean error falls from one cell to the next: family, along, up to, steps, falls, rises.
+
+    rises: steps in which it rises by more than seeds explain (95 %, paired by seed). Along V also up to s / 4
+    tokens alone, s being the most tokens there are.
+    """
+    found, seen = [], rows[rows["V"] > 0]
+    most = seen["V"].max()
+    for family, name in FAMILIES.items():
+        error = seen.pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
+        for along, other, up_to in (("N", "V", most), ("V", "N", most // 4), ("V", "N", most)):
+            part = error[error.index.get_level_values("V") <= up_to]
+            apart = [
+                mean_interval((b - a).dropna())
+                for _, line in part.groupby(level=other)
+                for (_, a), (_, b) in itertools.pairwise(line.droplevel(other).sort_index().iterrows())
+            ]
+            falls, rises = sum(mean < 0 for mean, *_ in apart), sum(low > 0 for _, low, *_ in apart)
+            row = {"family": name, "along": along, "V up to": up_to, "steps": len(apart)}
+            found.append(row | {"falls": falls, "rises": rises, "sd of a seed": _seed_spread(part)})
+    return pd.DataFrame(found)
+
+
+def _seed_spread(error: pd.DataFrame) -> float:
+    """Standard deviation over seeds (columns), pooled over cells."""
+    return float(np.sqrt(error.var(axis=1, ddof=1).mean()))
+
+
+def updates(p: Profile) -> str:
+    """How many steps of the instruct stage each V sees."""
+    seen = [V for V in p.V if V]
+    share = p.recipe.instruct.steps / (len(seen) + (0 in p.V) / 3)
+    first = f"{p.recipe.instruct.steps:,} steps of the instruct stage, about {share:,.0f} of them at each V"
+    return first + (f" and {share / 3:,.0f} without an image" if 0 in p.V else "")
+
+
+def winners_table(rows: pd.DataFrame, texts: tuple[int, ...]) -> pd.DataFrame:
+    """`winners` of both families at each number of text tokens."""
+    parts = [
+        winners(rows, family, Q).assign(family=name, Q=Q) for family, name in FAMILIES.items() for Q in texts
+    ]
+    return pd.concat(parts, ignore_index=True)[["family", "Q", "budget", "N", "V", "error"]]
 
 
 def winners(rows: pd.DataFrame, family: str, Q: float, budgets: int = 4) -> pd.DataFrame:

@@ -1,7 +1,12 @@
 """The first world's recorded rows (results/first-world) under the names that are used today.
 
-Their files stay byte for byte as they were written; this is the one place that knows their columns.
+Their files stay byte for byte as they were written; this is the one place that knows their columns. The world
+that made them is gone: notebook 02 shows why it could not show the paper's finding.
 """
+
+import pandas as pd
+
+from vtc.profiles import ROOT
 
 COLUMNS = {"misled": "shuffled", "looks": "attention_map"}  # theirs -> today's
 
@@ -9,3 +14,8 @@ COLUMNS = {"misled": "shuffled", "looks": "attention_map"}  # theirs -> today's
 def today(row: dict[str, str]) -> dict[str, str]:
     """A recorded row with today's column names; rows of today pass as they are."""
     return {COLUMNS.get(name, name): text for name, text in row.items()}
+
+
+def rows(table: str) -> pd.DataFrame:
+    """One of its tables, such as 02_errors."""
+    return pd.read_csv(ROOT / "results" / "first-world" / f"{table}.csv").rename(columns=COLUMNS)

@@ -8,19 +8,19 @@ results/<profile>/predictions.csv was committed before the first recorded seed w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from vtc import scaling
+from vtc import InputError, scaling
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
 from vtc.evaluation.summary import winners
 from vtc.profiles import Profile
+from vtc.scaling import frames
 from vtc.scaling.marginals import Marginal, predict
 
 FORM = "see and know"  # the form that is predicted to hold; the product is given beside it
+FILE = "predictions.csv"
 COLUMNS = ("kind", "family", "N", "V", "Q", "predicted", "product", "label", "refuted_if")
 SPREAD = 2.0  # tolerance of a cell: so many standard deviations of a seed, pooled over the family's cells
 LARGEST_SPREAD = 0.02  # ... which are taken as so much where seeds differ by more
@@ -113,6 +113,46 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def recorded(p: Profile) -> pd.DataFrame:
+    """predictions.csv as it was committed; InputError where the profile has none."""
+    path = p.recorded_rows / FILE
+    if not path.exists():
+        raise InputError(f"{path}: there are no predictions of profile {p.name}; write them before its sweep")
+    return pd.read_csv(path)
+
+
+def measured(p: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """The committed predictions of cells beside what was measured, see `cells`."""
+    return cells(recorded(p), rows)
+
+
+def consequences(p: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """The other predictions beside what was measured: exponents with their intervals, best cells."""
+    said, found = recorded(p), []
+    fits = frames.own_sweep(rows)
+    for line in said[said["kind"] != "cell"].itertuples():
+        row = {"kind": line.kind, "family": FAMILIES[line.family], "Q": line.Q, "predicted": line.predicted}
+        if line.kind == "winner":
+            best = winners(rows, line.family, line.Q).set_index("budget")
+            nearest = best.iloc[np.abs(np.log(best.index.to_numpy() / line.N)).argmin()]
+            row |= {"predicted": line.label.split(" | ")[0], "measured": f"{nearest.N:.0f} {nearest.V:.0f}"}
+            row["hit"] = row["predicted"] == row["measured"]
+        elif line.family in fits:
+            f, name = fits[line.family], "ratio" if line.kind == "order" else line.kind
+            low, high = f.clustered_interval(name)
+            row |= {"measured": float(getattr(f.law, name)), "low": low, "high": high, "fault": f.fault}
+            row["hit"] = _holds(line.kind, line.predicted, low, high)
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def _holds(kind: str, predicted: float, low: float, high: float) -> bool:
+    """Whether an exponent's interval holds the prediction, or a ratio's lies on its side of 1."""
+    if kind == "order":
+        return low > 1 if predicted > 1 else high < 1
+    return low <= predicted <= high
+
+
 def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
     """By family and kind of prediction: cells, hits, mean absolute miss of each way to predict."""
     parts = []
@@ -123,4 +163,4 @@ def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(parts)
 
 
-_WAYS: Iterable[str] = ("predicted", "product", "copied")
+_WAYS = ("predicted", "product", "copied")

@@ -133,3 +133,20 @@ def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
 
 def _ratio(row) -> str:
     return f"{row.alpha:.2f} / {row.beta:.2f}"
+
+
+def plateaus(rows: pd.DataFrame) -> alt.FacetChart:
+    """Scores of the first world's task `attribute`, one mark a run: runs lie on plateaus, not on a curve."""
+    frame = rows[rows["V"] > 0].assign(LLM=lambda f: f["N"].map("N = {:,.0f}".format))
+    order = [f"N = {n:,.0f}" for n in sorted(frame["N"].unique())]
+    bars = (
+        alt.Chart(frame)
+        .mark_bar()
+        .encode(
+            x=alt.X("score_attribute:Q", bin=alt.Bin(step=0.1, extent=[0, 1]), title="score of attribute"),
+            y=alt.Y("count():Q", title="runs"),
+        )
+    )
+    title = "In the first world a run either left its plateau or did not"
+    by = alt.Column("LLM:N", title=None, sort=order)
+    return figures.panels(bars, by, title, "every V > 0 and seed", width=150, height=150)
