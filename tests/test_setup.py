@@ -78,7 +78,7 @@ def test_conda_takes_the_same_pins_and_the_same_package():
     text = (ROOT / "environment.yml").read_text()
     assert "--constraint constraints.txt" in text
     extras = re.search(r"--editable \.\[([\w,]+)\]", text)[1]
-    assert set(extras.split(",")) == set(EXTRAS) - {"site"}  # `make site` brings its own
+    assert set(extras.split(",")) == set(EXTRAS) - {"site", "llm"}  # asked for by name
     assert f".[{extras}]" in (ROOT / "Makefile").read_text()
 
 
