@@ -26,9 +26,10 @@ IMPORTS = {
     "scikit-learn": "sklearn",
     "pillow": "PIL",
     "websocket-client": "websocket",
+    "vl-convert-python": "vl_convert",
 }
-# used through another package (altair draws with vl-convert) or as a program of their own
-INDIRECT = {"vl-convert-python", "jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
+# used through another package or as a program of their own
+INDIRECT = {"jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
 INDIRECT |= {"sphinx", "myst-nb", "sphinx-book-theme"}  # called by `make site`
 
 
