@@ -1,4 +1,4 @@
-"""What lessons show beside charts and drawings: the package's code as it runs, and one pass shape by shape."""
+"""What lessons show beside charts and drawings: code of the package, and one pass shape by shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TokenPacker and QueCC written out, to be read: the same weights and outputs as the package's, more operations.
+"""TokenPacker and QueCC written out, to be read: the weights and outputs of the package, more operations.
 
 `one` is a compressor of `vtc.compressors`; a test holds these equal to calling it. What the package does
 otherwise is explained in `vtc.compressors.windowed`.

@@ -5,10 +5,11 @@ Whoever draws gives pieces (strings of SVG) and their places; `Drawing` adds tit
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from html import escape
 
-from vtc import files
+from vtc import figures, files
 
 WIDTH = 360  # units of a drawing's own, and pixels of a narrow phone: a size of 11 is 11 pixels there
 SHOWN = 440  # pixels that a drawing is wide where there is room
@@ -65,7 +66,7 @@ class Drawing:
         """The drawing itself, and a picture of it for pages that show no SVG."""
         import vl_convert
 
-        png = vl_convert.svg_to_png(self.svg(dark=False), scale=2)
+        png, _ = figures.packed_tight(io.BytesIO(vl_convert.svg_to_png(self.svg(dark=False), scale=2)))
         shown = {"image/svg+xml": self.svg(), "image/png": png, "text/plain": f"{self.title}. {self.alt}"}
         return shown, {"image/png": {"width": SHOWN}}
 
