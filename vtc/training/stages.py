@@ -170,9 +170,11 @@ def align_and_instruct(
     questions: Bank,
     folder: Path,
     budgets: tuple[int, ...] = (),
+    llm: tuple[str, ...] = ("llm",),
 ) -> tuple[VLM, dict[str, float]]:
     """Both stages on images whose features are `seen`; checkpoints go to `folder`.
 
+    llm: names under the model that learn besides in the second stage; none where the LLM stays frozen.
     budgets: nested budgets, each step draws its V from these (as MQT does, arXiv 2405.19315; M3, arXiv
     2405.17430, averages the loss over them, of which this is an unbiased draw).
     """
@@ -186,7 +188,7 @@ def align_and_instruct(
         batch = batches(captions, r.align, (case.seed, ALIGN), _free(captions), seen, budgets or first)
         aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
     batch = batches(questions, r.instruct, (case.seed, INSTRUCT), _free(questions), seen, budgets)
-    last = fit(learner, _stage(r, "instruct", d, (*between, f"{root}llm")), batch, folder)
+    last = fit(learner, _stage(r, "instruct", d, (*between, *(root + name for name in llm))), batch, folder)
     asked = r.instruct.batch * r.instruct.pack * r.instruct.steps
     return model.eval(), {
         "loss": last["loss"],
