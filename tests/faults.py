@@ -1,8 +1,9 @@
 """`make faults`: sweeps, clocks and figures killed at any moment, two at once, a full disk: nothing is lost.
 
-Each run is a process group of its own, ended by SIGKILL either at a random time or as soon as a file that is
-being written (`.name.part`) is seen in its folder; such a file left behind proves that the kill came inside a
-write. Started again each time, the run must end with the rows of one that nobody touched.
+Each run is a process group of its own, ended by SIGKILL either at a random time or while a file is being
+written (`.name.part`). For the second kind the run is stopped (SIGSTOP) whenever such a file is seen: if the
+file is still there it is killed, else it goes on. What is left of the file proves that the kill came inside
+a write. Started again each time, the run must end with the rows of one that nobody touched.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from pathlib import Path
 
 CLOCKS = {"seconds", "train_seconds", "questions_per_s", "date"}  # what no second run repeats
 SWEEP, BENCH = ("sweep", "--profile", "smoke"), ("bench", "--profile", "smoke")
-SCORES = "N,V,score\n" + "".join(
-    f"{n},{v},{1 - 0.3 * n**-0.3 * v**-0.1}\n" for n in (1, 2, 7) for v in (1, 4, 16)
+SCORES = "family,N,V,score\n" + "".join(  # each family is a figure twice, svg and png
+    f"{family},{n},{v},{1 - 0.3 * n**-0.3 * v**-0.1}\n"
+    for family in "abcdef"
+    for n in (1, 2, 7)
+    for v in (1, 4, 16)
 )
 
 
@@ -61,21 +65,36 @@ class Run:
             found[name] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in case["rows"]]
         return found
 
-    def killed(self, at: random.Random, inside: bool, seconds: float = 300) -> str:
-        """Starts the command and kills it "inside" a write or "outside"; or it "ended" before."""
+    def killed(self, at: random.Random, inside: bool, seconds: float) -> str:
+        """Starts the command and kills it at a random time, or "inside" the first write after it.
+
+        seconds: how long an unbroken run takes. Returns "inside", "outside", or "ended" before it was killed.
+        """
         before, process = self.parts(), self.start()
-        left, end = at.randint(1, 6), time.monotonic() + (300 if inside else at.uniform(0, seconds))
-        seen = set(before)
-        while process.poll() is None and time.monotonic() < end and left:
-            if inside and (new := self.parts() - seen):
-                seen, left = seen | new, left - 1
-            time.sleep(0.0005 if inside else 0.05)
+        moment = time.monotonic() + at.uniform(0, seconds / 2 if inside else seconds)
+        while process.poll() is None:
+            if time.monotonic() < moment:
+                time.sleep(0.01)
+            elif not inside or self._stopped_in(process, self.parts() - before):
+                break
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()[1]
             return "ended"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return "inside" if self.parts() - before else "outside"
+
+    def _stopped_in(self, process: subprocess.Popen, new: set[Path]) -> bool:
+        """Stops the command if it is writing; where the files are done by then it goes on."""
+        if not new:
+            time.sleep(0.0002)
+            return False
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(0.002)  # the signal has arrived
+        if any(path.exists() for path in new):
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
 
 
 def _is_part(name: str) -> bool:
@@ -137,14 +156,14 @@ def figures(folder: Path, total: int) -> int:
     """Kills of a command that draws into a folder of older figures: each stays, or is new and whole."""
     (folder / "scores.csv").write_text(SCORES)
     words = ("fit", str(folder / "scores.csv"), "--figures")
-    Run(folder, *words, str(folder / "whole")).finish()
+    seconds = Run(folder, *words, str(folder / "whole")).finish()
     whole = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
     drawn, hits, at = folder / "drawn", 0, random.Random(1)
-    for _ in range(4 * total):
+    for _ in range(4 * total):  # on an idle machine the first `total` hit
         drawn.mkdir(exist_ok=True)
         for name in whole:
             (drawn / name).write_bytes(b"old")
-        hits += Run(drawn, *words, str(drawn)).killed(at, inside=True) == "inside"
+        hits += Run(drawn, *words, str(drawn)).killed(at, True, seconds) == "inside"
         for name, content in whole.items():
             assert (drawn / name).read_bytes() in (b"old", content), (
                 f"{name} is neither the old nor the new one"
@@ -190,7 +209,7 @@ def full_disk(folder: Path, unbroken: Run) -> list[str]:
         place = run.folder / "smoke" / {"row": "rows", "checkpoint": "cache", "figure": "figures"}[what]
         if what == "figure":
             place.mkdir()
-            (place / "law_all.svg").write_text("old")
+            (place / "law_a.svg").write_text("old")
             (folder / "scores.csv").write_text(SCORES)
             run.words = ("fit", str(folder / "scores.csv"), "--figures", str(place))
         with small_disk(place) as mounted:

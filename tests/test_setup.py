@@ -26,9 +26,10 @@ IMPORTS = {
     "scikit-learn": "sklearn",
     "pillow": "PIL",
     "websocket-client": "websocket",
+    "vl-convert-python": "vl_convert",
 }
-# used through another package (altair draws with vl-convert) or as a program of their own
-INDIRECT = {"vl-convert-python", "jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
+# used through another package or as a program of their own
+INDIRECT = {"jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
 INDIRECT |= {"sphinx", "myst-nb", "sphinx-book-theme"}  # called by `make site`
 
 
@@ -78,7 +79,7 @@ def test_conda_takes_the_same_pins_and_the_same_package():
     text = (ROOT / "environment.yml").read_text()
     assert "--constraint constraints.txt" in text
     extras = re.search(r"--editable \.\[([\w,]+)\]", text)[1]
-    assert set(extras.split(",")) == set(EXTRAS) - {"site"}  # `make site` brings its own
+    assert set(extras.split(",")) == set(EXTRAS) - {"site", "llm"}  # asked for by name
     assert f".[{extras}]" in (ROOT / "Makefile").read_text()
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 
 from vtc import InputError, wrap
 from vtc.adapters.hf import load
 
-IMAGE, SIDE, GRID = 100, 48, 12
+IMAGE, SIDE, GRID, VOCABULARY = 100, 64, 16, 120
+SPECIALS = [2, *range(IMAGE, VOCABULARY)]  # a random model must not say these: the end, an image
+MERGED_GRID = GRID // 2  # of the models that merge neighbouring patches
 LAYERS = dict(num_attention_heads=4, num_hidden_layers=2)
-TEXT = dict(hidden_size=64, intermediate_size=96, num_key_value_heads=2, vocab_size=120, **LAYERS)
+TEXT = dict(hidden_size=64, intermediate_size=96, num_key_value_heads=2, vocab_size=VOCABULARY, **LAYERS)
 TEXT |= dict(max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 VISION = dict(hidden_size=32, intermediate_size=64, image_size=SIDE, patch_size=4)
 VISION |= dict(num_attention_heads=4, num_hidden_layers=4)
@@ -59,7 +62,7 @@ def qwen2_vl():
 
 
 def qwen3_vl():
-    vision = dict(hidden_size=32, intermediate_size=64, out_hidden_size=64, num_position_embeddings=144,
+    vision = dict(hidden_size=32, intermediate_size=64, out_hidden_size=64, num_position_embeddings=GRID**2,
                   deepstack_visual_indexes=[1, 2], **MERGED)  # fmt: skip
     text = {"model_type": "qwen3_vl_text", "head_dim": 16, "rope_parameters": PLACES, **TEXT}
     return hf.Qwen3VLForConditionalGeneration(
@@ -79,14 +82,14 @@ def pixels(name, images, seed=0):
     """Two images, and how many placeholders each takes up in a prompt of the model's own."""
     torch.manual_seed(seed)
     if name == "llava":
-        return {"pixel_values": torch.randn(images, 3, SIDE, SIDE)}, 144
+        return {"pixel_values": torch.randn(images, 3, SIDE, SIDE)}, GRID**2
     if name == "llava_next":
         sizes = torch.tensor([[SIDE, 2 * SIDE]] * images)
         return {"pixel_values": torch.randn(images, 3, 3, SIDE, SIDE), "image_sizes": sizes}, None
     if name in ("smolvlm", "idefics3"):
-        return {"pixel_values": torch.randn(images, 1, 3, SIDE, SIDE)}, 36
+        return {"pixel_values": torch.randn(images, 1, 3, SIDE, SIDE)}, MERGED_GRID**2
     grid = torch.tensor([[1, GRID, GRID]] * images)
-    return {"pixel_values": torch.randn(images * GRID**2, 3 * 2 * 16), "image_grid_thw": grid}, 36
+    return {"pixel_values": torch.randn(images * GRID**2, 3 * 2 * 16), "image_grid_thw": grid}, MERGED_GRID**2
 
 
 def own_lengths(name, model, vision):
@@ -112,14 +115,14 @@ def batch(name, model, texts=((3, 4), (5, 6, 7), (8,), (9, 10)), images=(1, 0, 1
 
 def squares(name):
     """The grid to wrap with: Qwen's own choice would be larger than these tiny images."""
-    return {"grid": 6} if name.startswith("qwen") else {}
+    return {"grid": MERGED_GRID} if name.startswith("qwen") else {}
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "llava_next"])
 def test_identity_gives_the_models_own_logits(name):
     model = made(name)
     inputs = batch(name, model)
-    tokens = 144 if name == "llava" else 36
+    tokens = GRID**2 if name == "llava" else MERGED_GRID**2
     wrapped = wrap(model, "identity", tokens=tokens, **squares(name))
     with torch.no_grad():
         own, ours = model(**inputs).logits, wrapped(**inputs).logits
@@ -128,13 +131,22 @@ def test_identity_gives_the_models_own_logits(name):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "compressor, V", [("tokenpacker", 4), ("tokenpacker", 1), ("quecc", 4), ("quecc_light", 1), ("lookup", 1)]
+    "compressor, V",
+    [
+        ("tokenpacker", 16),
+        ("tokenpacker", 4),
+        ("tokenpacker", 1),
+        ("quecc", 16),
+        ("quecc", 4),
+        ("quecc_light", 1),
+        ("lookup", 1),
+    ],
 )
 def test_cached_equals_uncached_in_a_left_padded_batch(name, compressor, V):
     model = made(name)
     wrapped = wrap(model, compressor, tokens=V, **squares(name)).eval()
     inputs = batch(name, model)
-    said = wrapped.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=119)
+    said = wrapped.generate(**inputs, max_new_tokens=4, do_sample=False, suppress_tokens=SPECIALS)
     assert said.shape[0] == 4
     start = wrapped.prepared(**inputs)["input_ids"].shape[1]
     new = said[:, start:] if said.shape[1] > start else said
@@ -147,7 +159,7 @@ def test_cached_equals_uncached_in_a_left_padded_batch(name, compressor, V):
             given["mm_token_type_ids"] = torch.cat([given["mm_token_type_ids"], 0 * more.int()], 1)
         with torch.no_grad():
             logits = model(**given, use_cache=False).logits[:, -1]
-        assert torch.equal(logits.argmax(-1), new[:, step])
+        assert torch.equal(logits.index_fill(1, torch.tensor(SPECIALS), -torch.inf).argmax(-1), new[:, step])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -198,18 +210,65 @@ def test_several_images_in_a_row_and_tiles():
     assert (given["input_ids"] == IMAGE).sum() == 2 * 3 * 4  # two images of three tiles, four tokens a tile
 
 
-def test_saves_and_loads_only_what_it_added(tmp_path):
-    model = made("llava")
-    wrapped = wrap(model, "quecc", tokens=4, heads=4).eval()
+def trained(wrapped, inputs, steps=3):
+    """The same wrapped model after some steps on everything that `trainable` names."""
+    labels = torch.where(inputs["input_ids"] == IMAGE, -100, inputs["input_ids"])
+    optimizer = torch.optim.AdamW(wrapped.trainable(), lr=1e-2)
+    for _ in range(steps):
+        wrapped(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return wrapped.eval()
+
+
+@pytest.mark.parametrize(
+    "name, compressor", [("llava", "quecc"), ("llava", "perceiver"), ("qwen2_vl", "quecc")]
+)
+def test_what_was_trained_comes_back_and_the_model_stays(tmp_path, name, compressor):
+    """A trained projector used to be lost: it was the model's own, and only the compressor was saved."""
+    model, inputs = made(name), batch(name, made(name))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    wrapped = trained(wrap(model, compressor, tokens=4, **squares(name)), inputs)
     wrapped.save_pretrained(tmp_path / "added")
-    assert {p.name for p in (tmp_path / "added").iterdir()} == {"compressor.safetensors", "vtc_wrap.json"}
-    again, inputs = load(model, tmp_path / "added").eval(), batch("llava", model)
+    again = load(made(name), tmp_path / "added").eval()
     with torch.no_grad():
         assert torch.equal(wrapped(**inputs).logits, again(**inputs).logits)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_saves_and_loads_only_what_it_added(tmp_path):
+    wrapped = wrap(made("llava"), "quecc", tokens=4, heads=4).eval()
+    wrapped.save_pretrained(tmp_path / "added")
+    assert {p.name for p in (tmp_path / "added").iterdir()} == {"added.safetensors", "vtc_wrap.json"}
+    saved = sum(v.numel() for v in load_file(tmp_path / "added" / "added.safetensors").values())
+    assert saved == sum(p.numel() for p in wrapped.trainable())
     with pytest.raises(InputError, match="nothing that vtc.wrap saved"):
-        load(model, tmp_path)
+        load(made("llava"), tmp_path)
     with pytest.raises(InputError, match="was saved for a llava"):
         load(made("qwen2_vl"), tmp_path / "added")
+    config = hf.LlavaConfig(vision_config={"model_type": "clip_vision_model", **VISION | {"hidden_size": 16}},
+                            text_config={"model_type": "llama", **TEXT}, image_token_id=IMAGE)  # fmt: skip
+    with pytest.raises(InputError, match="another size"):
+        load(hf.LlavaForConditionalGeneration(config), tmp_path / "added")
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_lora_is_trained_saved_and_loaded_with_the_rest(tmp_path, name):
+    peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install 'vtc[llm]'")
+    model, inputs = made(name), batch(name, made(name))
+    lora = peft.LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=2)
+    wrapped = wrap(peft.get_peft_model(model, lora), "quecc", tokens=4, **squares(name))
+    learns = {id(p) for p in wrapped.trainable()}
+    assert learns == {id(p) for p in wrapped.parameters() if p.requires_grad}
+    assert sum("lora_" in n for n, p in wrapped.named_parameters() if id(p) in learns) == 2 * 2 * 2  # layers
+    trained(wrapped, inputs).save_pretrained(tmp_path / "added")
+    saved = [*load_file(tmp_path / "added" / "peft" / "adapter_model.safetensors")]
+    assert len(saved) == 8 and all("lora_" in key for key in saved)
+    again = load(made(name), tmp_path / "added").eval()
+    with torch.no_grad():
+        assert torch.equal(wrapped(**inputs).logits, again(**inputs).logits)
+    with pytest.raises(InputError, match="without adapters"):
+        load(peft.get_peft_model(made(name), lora), tmp_path / "added")
 
 
 def test_what_does_not_fit_is_one_line():

@@ -25,6 +25,7 @@ class Schedule:
     batch: int  # images a step (scenes in words, where there is none), over all processes together
     lr: float  # peak learning rate; Muon's matrices learn at three times as much (`vtc.training.optim`)
     pack: int = 1  # questions in one sequence behind an image
+    power: float = 0.5  # an LLM d wide learns at (width / d)^power times the rate, see `Recipe.width`
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Recipe:
     # The LLM's share of the rate of the instruct stage. At the whole rate it forgets nearly all facts (told
     # in words .97 of them right before, .01 after); at a twentieth it keeps them (.22 before, .18 after).
     llm_share: float = 0.05
-    # Width of the LLM for which these rates are meant; one d wide learns at sqrt(width / d) times them; None:
-    # all at the same.
+    # Width of the LLM for which these rates are meant; None: all widths learn at the same.
     width: int | None = None
     warmup: float = 0.05  # share of a stage's steps in which the rate rises to its peak
     muon: bool = True  # matrices learn by Muon, the rest by AdamW; False: AdamW for all
@@ -50,7 +50,7 @@ class Recipe:
 
     def lr(self, stage: Schedule, d: int) -> float:
         """The peak learning rate of a stage for an LLM d wide."""
-        return stage.lr if self.width is None else stage.lr * (self.width / d) ** 0.5
+        return stage.lr if self.width is None else stage.lr * (self.width / d) ** stage.power
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ LAPTOP = Profile(
     tower=TowerShape(d=64, layers=4, heads=2, patch=8, levels=(1, 2, 3, 4), pixels=96, stem=(16, 32)),
     tower_recipe=Schedule(steps=2500, batch=16, lr=3e-3),
     recipe=Recipe(
-        text=Schedule(steps=4000, batch=16, lr=2.2e-3, pack=8),
+        text=Schedule(steps=4000, batch=16, lr=3.1e-3, pack=8, power=1.0),
         align=Schedule(steps=1500, batch=32, lr=3e-3),
         instruct=Schedule(steps=2000, batch=16, lr=3e-3, pack=8),
         width=32,

@@ -8,6 +8,7 @@ patched: the tower is asked by `get_image_features`, and the LLM takes what we h
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -59,9 +60,9 @@ class Family:
     def language_model(self) -> nn.Module:
         return self.model.language_model
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Tokens of the tower's width -> the LLM's."""
-        return self.model.multi_modal_projector(tokens)
+    def projector(self) -> nn.Module:
+        """A copy of what brings tokens of the tower's width to the LLM's; it may learn, the model's stays."""
+        return copy.deepcopy(self.model.multi_modal_projector)
 
     def encode(self, **vision: Tensor) -> Encoded:
         """Pixels, as the model's processor gives them -> what the compressor reads."""
@@ -139,8 +140,8 @@ class Idefics(Family):
     def language_model(self) -> nn.Module:
         return self.model.text_model
 
-    def project(self, tokens: Tensor) -> Tensor:
-        return tokens
+    def projector(self) -> nn.Module:
+        return nn.Identity()
 
     def read(self, out, vision: dict) -> tuple[Tensor, Tensor]:
         shuffle, factor = self.model.connector.pixel_shuffle, self.config.scale_factor
@@ -175,8 +176,8 @@ class Qwen(Family):
         )  # Qwen2-VL's hidden_size is the LLM's
         return self.d_llm, width * vision.spatial_merge_size**2 * len(DEPTHS)
 
-    def project(self, tokens: Tensor) -> Tensor:
-        return tokens
+    def projector(self) -> nn.Module:
+        return nn.Identity()
 
     def read(self, out, vision: dict) -> tuple[Tensor, Tensor]:
         merged = [h.unflatten(0, (-1, self.merge**2)).flatten(1) for h in out.hidden_states]

@@ -20,6 +20,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ TEXT = (
     "labels",
     "mm_token_type_ids",
 )  # of a processor's output; the rest is vision
+CONFIG, WEIGHTS, ADAPTERS = "vtc_wrap.json", "added.safetensors", "peft"  # in the folder of what was added
 IGNORED = -100  # label of a token that no loss is taken of
 
 
@@ -44,12 +46,13 @@ class Wrapped(nn.Module):
         self, model: nn.Module, compressor: str, tokens: int, grid: int | None, options: dict
     ) -> None:
         super().__init__()
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # under peft's LoRA
+        inner = model.get_base_model() if _under_peft(model) else model
         self.model, self.family = model, family_of(inner, grid)
         self.given = {"compressor": compressor, "tokens": tokens, "grid": self.family.g, "options": options}
         self.compressor = _build(compressor, tokens, self.family, options)
-        weight = inner.get_input_embeddings().weight
-        self.compressor.to(weight.device)
+        self.projector = nn.Identity() if self.compressor.ends_at_llm else self.family.projector()
+        self.projector.requires_grad_(True)
+        self.compressor.to(inner.get_input_embeddings().weight.device)
 
     @property
     def V(self) -> int:
@@ -77,9 +80,7 @@ class Wrapped(nn.Module):
 
     def _tokens(self, features: Features, question: dict[str, Tensor]) -> Tensor:
         tokens = self.compressor(features, **question)  # (tiles, V, d_out)
-        embedding = self.family.model.get_input_embeddings().weight
-        tokens = tokens.to(embedding.dtype)
-        return tokens if self.compressor.ends_at_llm else self.family.project(tokens)
+        return self.projector(tokens.to(self.family.model.get_input_embeddings().weight.dtype))
 
     @staticmethod
     def _of_images(tokens: Tensor, tiles: list[int]) -> list[Tensor]:
@@ -143,20 +144,26 @@ class Wrapped(nn.Module):
         return self.model.generate(**self.prepared(encoded, **given), **options)
 
     def trainable(self) -> list[nn.Parameter]:
-        """What learns besides LoRA: the compressor, and the projector where one follows it."""
-        parts = [self.compressor]
-        if not self.compressor.ends_at_llm and hasattr(self.family.model, "multi_modal_projector"):
-            parts.append(self.family.model.multi_modal_projector)
-        return [p for part in parts for p in part.parameters()]
+        """What learns: the compressor, the projector where one follows it, and peft's adapters."""
+        return [*self.compressor.parameters(), *self.projector.parameters(), *self._adapters()]
+
+    def _adapters(self) -> list[nn.Parameter]:
+        """Of a model under peft, what peft left to learn."""
+        return [p for p in self.model.parameters() if p.requires_grad] if _under_peft(self.model) else []
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the compressor (safetensors) and how it was built; the model itself is not written."""
-        weights = {k: v.contiguous() for k, v in self.compressor.state_dict().items()}
+        """Write what `trainable` may change, as safetensors, and how it was built; nothing of the model."""
+        weights = {name: v.contiguous() for name, v in self._added().state_dict().items()}
+        given = self.given | {"model_type": self.family.config.model_type, "peft": _under_peft(self.model)}
         with replacing(folder) as part:
             part.mkdir()
-            save_file(weights, part / "compressor.safetensors")
-            given = self.given | {"model_type": self.family.config.model_type}
-            (part / "vtc_wrap.json").write_text(json.dumps(given))
+            save_file(weights, part / WEIGHTS)
+            (part / CONFIG).write_text(json.dumps(given))
+            if given["peft"]:
+                self.model.save_pretrained(part / ADAPTERS, save_embedding_layers=False)
+
+    def _added(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"compressor": self.compressor, "projector": self.projector})
 
 
 def wrap(
@@ -172,21 +179,44 @@ def wrap(
 
 
 def load(model: nn.Module, folder: str | Path) -> Wrapped:
-    """A model with what `Wrapped.save_pretrained` wrote."""
-    folder = Path(folder)
+    """A model with what `Wrapped.save_pretrained` wrote; give it without adapters of its own.
+
+    Raises InputError where the folder is not one, or was saved for another model.
+    """
+    folder, kind = Path(folder), model.config.model_type
     try:
-        given = json.loads((folder / "vtc_wrap.json").read_text())
-        weights = load_file(folder / "compressor.safetensors")
-    except (OSError, ValueError) as error:
+        given = json.loads((folder / CONFIG).read_text())
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
         found = str(error).splitlines()[0]
-        raise InputError(f"{folder}: nothing that vtc.wrap saved ({found}); expected vtc_wrap.json") from None
-    if given["model_type"] != model.config.model_type:
         raise InputError(
-            f"{folder} was saved for a {given['model_type']}, this is a {model.config.model_type}"
-        )
+            f"{folder}: nothing that vtc.wrap saved ({found}); expected {CONFIG}, {WEIGHTS}"
+        ) from None
+    if given["model_type"] != kind:
+        raise InputError(f"{folder} was saved for a {given['model_type']}, this is a {kind}")
+    if given["peft"]:
+        model = _with_adapters(model, folder / ADAPTERS)
     wrapped = wrap(model, given["compressor"], tokens=given["tokens"], grid=given["grid"], **given["options"])
-    wrapped.compressor.load_state_dict(weights)
+    try:
+        wrapped._added().load_state_dict(weights)
+    except RuntimeError as error:
+        found = str(error).splitlines()[1].strip()
+        raise InputError(f"{folder} was saved for a {kind} of another size ({found})") from None
     return wrapped
+
+
+def _under_peft(model: nn.Module) -> bool:
+    return hasattr(model, "get_base_model")
+
+
+def _with_adapters(model: nn.Module, folder: Path) -> nn.Module:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError(f"{folder} holds LoRA weights: pip install 'vtc[llm]'") from None
+    if _under_peft(model):
+        raise InputError(f"{folder} holds LoRA weights: give load the model without adapters")
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 def _build(name: str, tokens: int, family: Family, options: dict) -> nn.Module:

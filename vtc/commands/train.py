@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 
 from vtc import InputError, data, profiles
 from vtc.commands import add_profile, add_user_data
@@ -22,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compressor", default="tokenpacker", help="a name of vtc.compressors")
     add("--seed", type=int, default=0)
     add_user_data(parser)
+    own = parser.add_argument_group("your own LLM and tower, on your own data")
+    add = own.add_argument
+    add("--llm", metavar="FOLDER", help="hub id, folder or GGUF file of a causal LLM; it stays frozen")
+    add("--lora", action="store_true", help="the LLM learns too, by LoRA (needs peft)")
+    add("--tower", metavar="FOLDER", help="open_clip's by id or folder, or a folder of CLIP or SigLIP")
+    add("--steps", type=int, nargs=2, metavar=("A", "B"), help="of the two stages (default: the profile's)")
+    add("--batch", type=int, help="images a step (default: the profile's)")
+    add = parser.add_argument
     add("--check", action="store_true", help="only read --data and --images, and say what is wrong where")
     add("--bad-rows", default="stop", choices=("stop", "skip"), help=bad)
     add("--out", metavar="FOLDER", default="model", help="where the model is saved")
@@ -29,7 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Train, save, and say what it was like."""
-    p = profiles.get(args.profile)
+    own = [f"--{name}" for name in ("llm", "tower", "lora", "steps", "batch") if getattr(args, name)]
+    if own and not args.data:
+        raise InputError(f"{own[0]} is for your own data: give --data FILE.json and --images FOLDER")
+    if args.lora and not args.llm:
+        raise InputError("--lora adapts a trained LLM: give --llm FOLDER")
+    if args.llm and not args.tokens and not args.lora:
+        raise InputError("--tokens 0 with a frozen LLM leaves nothing to learn: add --lora")
+    base = profiles.get(args.profile)
+    p, eyes = user_data.with_checkpoints(_paced(base, args), args.llm, args.tower, args.lora)
     case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
     check(p, case)
     if args.check:
@@ -39,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
         model, notes = train(p, case)
         model.tower = tower.pretrained(p)
     else:
-        model, notes = user_data.train(p, case, talks)
+        learns = "all" if not args.llm else "lora" if args.lora else "frozen"
+        model, notes = user_data.train(p, case, talks, eyes or tower.pretrained(base), learns)
     if not is_main_process():
         return 0
     model.save_pretrained(args.out)
@@ -47,6 +65,18 @@ def main(args: argparse.Namespace) -> int:
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
           f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
     return 0
+
+
+def _paced(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:
+    """The profile with the steps and the batch that were asked for."""
+    r = p.recipe
+    steps, batch = args.steps or (r.align.steps, r.instruct.steps), args.batch
+    if min(*steps, batch or 1) < 1:
+        raise InputError("--steps and --batch count from 1: give whole numbers above 0")
+    align, instruct = (
+        replace(stage, steps=n, batch=batch or stage.batch) for stage, n in zip((r.align, r.instruct), steps)
+    )
+    return replace(p, recipe=replace(r, align=align, instruct=instruct))
 
 
 def _check(args: argparse.Namespace) -> int:

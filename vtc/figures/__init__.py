@@ -2,13 +2,15 @@
 
 A figure is a function from a tidy frame to a chart, without statistics of its own; each notebook's are in
 the module of its subject: `data` (01), `sweep` (02), `clock` (03), `law` (04), `zoo` (05), `page` (the
-planner). No chart needs a network: a notebook shows the picture itself, a page carries the drawing library.
+planner). No chart needs a network: a notebook shows the picture itself or, in the lab, the chart with its
+tooltips and sliders, which the lab can draw; a page carries the drawing library.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -22,6 +24,8 @@ FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
 INK, FAINT, RULE = "#222222", "#666666", "#E3E3E3"  # text, second text, grid lines
 PNG_SCALE = 2  # pixels a CSS pixel, for screens of double density
+LIVE = "application/vnd.vegalite.v5+json"  # the version that JupyterLab draws
+LIVE_CHARACTERS = 300_000  # charts with more rows than this stay pictures
 
 
 @alt.theme.register("vtc", enable=True)
@@ -46,6 +50,7 @@ def theme() -> alt.theme.ThemeConfig:
                 "subtitleColor": FAINT,
                 "offset": 10,
             },
+            "mark": {"tooltip": True},
             "line": {"strokeWidth": 2.2},
             "point": {"size": 60, "filled": True},
             "rule": {"color": FAINT},
@@ -64,26 +69,31 @@ alt.data_transformers.disable_max_rows()  # every row drawn travels with its cha
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn chart; a notebook shows it as a still picture, offline and on code-hosting pages too."""
+    """A drawn chart; a notebook shows it as a still picture, the lab as the chart itself."""
 
     png: bytes
     alt: str  # what it shows, for those who can't see it
     width: int  # CSS pixels
+    spec: str = ""  # the chart as JSON, which the lab draws live
     files: tuple[Path, ...] = ()  # written by `save`
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
-        return {"image/png": self.png, "text/plain": self.alt}, {"image/png": {"width": self.width}}
+        shown = {"image/png": self.png, "text/plain": self.alt}
+        if 0 < len(self.spec) <= LIVE_CHARACTERS:
+            shown[LIVE] = json.loads(self.spec)
+        return shown, {"image/png": {"width": self.width}}
 
 
 def show(chart: alt.TopLevelMixin, alt_text: str = "") -> Picture:
     """The chart as a picture, nothing written; `alt_text` (or its title) says it to readers without sight."""
     out = io.BytesIO()
     chart.save(out, format="png", scale_factor=PNG_SCALE)
-    png, width = _packed_tight(out)
-    return Picture(png, alt_text or description(chart), width // PNG_SCALE)
+    png, width = packed_tight(out)
+    spec = chart.to_dict() | {"$schema": "https://vega.github.io/schema/vega-lite/v5.json"}  # as `LIVE`
+    return Picture(png, alt_text or description(chart), width // PNG_SCALE, json.dumps(spec))
 
 
-def _packed_tight(png: io.BytesIO) -> tuple[bytes, int]:
+def packed_tight(png: io.BytesIO) -> tuple[bytes, int]:
     """The same pixels without the alpha channel, in a fifth of the bytes, and how many are side by side."""
     from PIL import Image
 
@@ -114,7 +124,7 @@ def save(
     written = {profile.figures / f"{stem}.{kind}": content for kind, content in contents.items() if content}
     for path, content in written.items():
         files.write(path, content)
-    return Picture(picture.png, picture.alt, picture.width, tuple(written))
+    return replace(picture, files=tuple(written))
 
 
 def titled(chart: alt.TopLevelMixin, text: str, *subtitle: str, **size: int) -> alt.TopLevelMixin:

@@ -79,7 +79,7 @@ class Plain(Engine):
         return columns(self._forward(embedded.to(self.dtype), position_ids, mask), last)
 
     def _forward(self, x: Tensor, position_ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        return self.llm.model(
+        return self.llm.base_model(
             inputs_embeds=x, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state  # fmt: skip
@@ -87,7 +87,7 @@ class Plain(Engine):
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (b, m, d) -> (b, m, vocabulary)."""
-        return self.llm.lm_head(hidden)
+        return self.llm.get_output_embeddings()(hidden)
 
     def begin(self, ids: Tensor, past: int, steps: int, position_ids: Tensor, mask: Tensor | None) -> None:
         self.ids, self.past, self.position_ids, self.mask = ids, past, position_ids, mask

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from vtc import InputError
 from vtc.compressors.base import Features
+from vtc.models.chat import question_ids
 from vtc.models.decode import Engine, Plain
 from vtc.models.kernels import quicken
 from vtc.models.llm import precision
@@ -44,7 +45,7 @@ def answers(
     if isinstance(features, Tensor):
         features = quick_tower(model.eyes())(features, **model.compressor.of_tower)
     features, one = model.here(features), isinstance(questions[0], str)
-    rows = _ids(model, [[q] for q in questions] if one else questions)
+    rows = _ids(model, [[q] for q in questions] if one else questions, conversation and not one)
     if conversation and not one:
         return _in_turn(model, features, rows, max_new_tokens)
     read = _ids(model, [[q] for q in shuffled]) if shuffled else rows
@@ -74,13 +75,14 @@ def check_questions(model: VLM, questions: list[str], tokens: list[int]) -> None
             raise InputError(f"question {question!r}: {n} tokens, {name} needs at least {least}")
 
 
-def _ids(model: VLM, rows: list[list[str]]) -> list[list[list[int]]]:
-    """Token ids of every question; InputError where one has too few."""
+def _ids(model: VLM, rows: list[list[str]], turns: bool = False) -> list[list[list[int]]]:
+    """Token ids of every question; InputError where one has too few. turns: a row is one conversation."""
     texts = [text for row in rows for text in row]
-    ids = model.tokenizer(texts)["input_ids"] if texts else []
+    ids = question_ids(model.tokenizer, texts)
     check_questions(model, texts, list(map(len, ids)))
-    left = iter(ids)
-    return [[next(left) for _ in row] for row in rows]
+    later = question_ids(model.tokenizer, texts, later=True) if turns else ids
+    left = iter(zip(ids, later))
+    return [[next(left)[turns and k > 0] for k in range(len(row))] for row in rows]
 
 
 def _texts(model: VLM, said: list[list[int]]) -> list[str]:
@@ -247,8 +249,8 @@ def engine_of(llm: nn.Module, dtype: torch.dtype) -> Engine:
 
 
 def quick_tower(tower: Tower) -> nn.Module:
-    """The same tower with packed products; on a GPU as it is."""
-    if tower.mean.device.type != "cpu":
+    """The same tower with packed products; on a GPU, and where it is not open_clip's, as it is."""
+    if tower.mean.device.type != "cpu" or not isinstance(tower, Tower):
         return tower
     return _once(tower, None, tower.parameters(), lambda: quicken(tower))
 

@@ -5,11 +5,15 @@ transformers' Qwen2 (the architecture of Qwen1.5, which the paper uses) from tin
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -22,6 +26,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from vtc import InputError, data
+from vtc.models import chat
+from vtc.models.prompt import block_mask
 from vtc.shapes import LLMShape
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
@@ -40,15 +46,42 @@ def make_tokenizer(words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFa
 
 def tokenizer_of(size: LLMShape, words: tuple[str, ...] = data.WORDS) -> PreTrainedTokenizerFast:
     """What the LLM of that size reads: its checkpoint's own tokens or, without one, these words."""
-    return _loaded(AutoTokenizer, size.checkpoint) if size.checkpoint else make_tokenizer(words)
+    if not size.checkpoint:
+        return make_tokenizer(words)
+    return chat.ready(_loaded(AutoTokenizer, size.checkpoint))
 
 
-def _loaded(what: type, checkpoint: str, **options: str):
+def shape_of(checkpoint: str) -> LLMShape:
+    """The shape of an LLM by hub id, folder or GGUF file; InputError where its configuration is no LLM's."""
+    config = _loaded(AutoConfig, checkpoint).get_text_config()
+    try:
+        d, heads = config.hidden_size, config.num_attention_heads
+        return LLMShape(
+            Path(checkpoint).name, config.num_hidden_layers, d,
+            d_ff=getattr(config, "intermediate_size", None) or 4 * d, heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None), vocab=config.vocab_size,
+            tied=bool(config.tie_word_embeddings), bias=config.model_type == "qwen2", checkpoint=checkpoint,
+        )  # fmt: skip
+    except AttributeError as e:
+        problem = f"LLM {checkpoint!r}: its configuration is no LLM's ({e})"
+        raise InputError(f"{problem}; give a folder of AutoModelForCausalLM") from None
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
+
+def _loaded(what: type, checkpoint: str, **options: object):
+    """`what.from_pretrained`; a file of weights must be safetensors or GGUF, never a pickle."""
+    file = Path(checkpoint)
+    if file.suffix == ".gguf":
+        checkpoint, options["gguf_file"] = str(file.parent), file.name
     try:
         return what.from_pretrained(checkpoint, **options)
-    except (OSError, ValueError) as e:
-        problem = f"LLM {checkpoint!r} could not be loaded ({str(e).splitlines()[0]})"
-        raise InputError(f"{problem}; give a hub id or folder") from None
+    except _UNREADABLE as e:
+        problem = f"LLM {str(file)!r} could not be loaded ({str(e).strip().splitlines()[0]})"
+        raise InputError(
+            f"{problem}; give a hub id, a folder with model.safetensors, or a GGUF file"
+        ) from None
 
 
 def lean(
@@ -119,8 +152,40 @@ class _RMS(torch.autograd.Function):
 def make_llm(size: LLMShape, vocabulary: int) -> PreTrainedModel:
     """The LLM of that size: its checkpoint's weights, or fresh ones with attention written out."""
     if size.checkpoint:
-        return _loaded(AutoModelForCausalLM, size.checkpoint, attn_implementation="sdpa")
+        return _checkpoint(size.checkpoint)
     return empty_llm(llm_config(size, vocabulary), LEAN)
+
+
+def _checkpoint(name: str) -> PreTrainedModel:
+    """The LLM that people gave; InputError where it lacks weights or reads a prompt otherwise than ours."""
+    how = {"attn_implementation": "sdpa", "use_safetensors": True, "output_loading_info": True}
+    llm, notes = _loaded(AutoModelForCausalLM, name, **how)
+    if missing := sorted(notes["missing_keys"]):
+        raise InputError(f"LLM {name!r} has no weights {missing[0]}: is the folder whole?")
+    llm.config.__dict__.pop("quantization_config", None)  # weights from GGUF are plain numbers now
+    if not _reads_as_we_write(llm.eval()):
+        problem = (
+            f"LLM {name!r} ({llm.config.model_type}) computes its logits otherwise than by mask, positions"
+        )
+        raise InputError(f"{problem} and head; LLaMA, Qwen, Mistral, Gemma and their like do")
+    return llm
+
+
+@torch.no_grad()
+def _reads_as_we_write(llm: PreTrainedModel) -> bool:
+    """Whether a prompt behind others that it must not see gives the logits that it gives alone."""
+    own = torch.arange(1, 5, device=llm.device)[None]  # (1, 4)
+    ids, turn = torch.cat([own.flip(1), own], 1), torch.arange(8, device=llm.device)[None]  # (1, 8)
+    embedded = llm.get_input_embeddings()(ids)
+    try:
+        out = llm.base_model(
+            inputs_embeds=embedded, attention_mask=block_mask(turn // 4, turn % 4).to(embedded.dtype),
+            position_ids=turn % 4, use_cache=False,
+        ).last_hidden_state  # (1, 8, d)  # fmt: skip
+        ours, theirs = llm.get_output_embeddings()(out[:, 4:]), llm(own).logits  # (1, 4, vocabulary)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return False
+    return bool((ours - theirs).abs().max() <= 0.05 * theirs.abs().max())
 
 
 def llm_config(size: LLMShape, vocabulary: int) -> PreTrainedConfig:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vtc import InputError
 from vtc.compressors.base import Features
+from vtc.models import hf_tower
 from vtc.shapes import TowerShape
 
 
@@ -121,11 +122,17 @@ def _stem(shape: TowerShape) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
-    """A frozen tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a local path to its weights."""
+def load_checkpoint(name: str, levels: tuple[int, ...] | None = None) -> Tower | hf_tower.HFTower:
+    """A frozen tower by open_clip id ("ViT-L-14-336", OpenAI's weights) or by a folder with its weights.
+
+    The folder is one of open_clip or of transformers (CLIP, SigLIP). levels: the layers that are read; None:
+    see `hf_tower.levels_of`. Raises InputError where there is no such tower.
+    """
     import open_clip
 
     local = Path(name)
+    if hf_tower.is_one(local):
+        return hf_tower.load(local, levels)
     try:
         if local.exists():
             config = json.loads((local / "open_clip_config.json").read_text())["model_cfg"]
@@ -137,13 +144,13 @@ def load_checkpoint(name: str, levels: tuple[int, ...]) -> Tower:
             made = quick if quick in open_clip.list_models() else name
             model = open_clip.create_model(made, pretrained="openai")
     except (OSError, RuntimeError, KeyError, ValueError) as e:
-        known = "an open_clip id such as ViT-L-14-336, or a folder with open_clip_config.json and its weights"
+        known = "an open_clip id such as ViT-L-14-336, or a folder of open_clip or transformers"
         problem = f"tower {name!r} could not be loaded ({str(e).splitlines()[0]})"
         raise InputError(f"{problem}; expected {known}") from None
     visual, blocks = model.visual, model.visual.transformer.resblocks
     shape = TowerShape(
         d=visual.conv1.out_channels, layers=len(blocks), heads=blocks[0].attn.num_heads,
-        patch=visual.patch_size[0], levels=levels, pixels=visual.image_size[0],
-        d_ff=blocks[0].mlp.c_fc.out_features, checkpoint=name,
+        patch=visual.patch_size[0], levels=levels or hf_tower.levels_of(len(blocks)),
+        pixels=visual.image_size[0], d_ff=blocks[0].mlp.c_fc.out_features, checkpoint=name,
     )  # fmt: skip
     return Tower(shape, visual).eval().requires_grad_(False)

@@ -22,6 +22,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vtc import InputError, compressors
 from vtc.compressors.base import Features, mlp2x
 from vtc.models import generate, io
+from vtc.models.chat import question_ids
 from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
 from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, order_on
@@ -170,9 +171,9 @@ class VLM(PreTrainedModel):
         """
         ids, lengths = questions.flatten(0, 1), lengths.flatten()
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        hidden = self.llm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).last_hidden_state
+        out = self.llm.base_model(input_ids=ids, attention_mask=real.long(), use_cache=False)
         last = (lengths - 1).clamp_min(0)[:, None]
-        return columns(hidden, last).view(*questions.shape[:2], -1)
+        return columns(out.last_hidden_state, last).view(*questions.shape[:2], -1)
 
     def scene_in_words(self, scene_text: Tensor) -> tuple[Tensor, Tensor]:
         """A scene told in words (b, p, w) -> embeddings (b, p, d_llm) in the image's place, which are real.
@@ -221,14 +222,14 @@ class VLM(PreTrainedModel):
         else:
             before, real = self.scene_in_words(packed.scene_text)
         x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
-        out = self.llm.model(
+        out = self.llm.base_model(
             inputs_embeds=x, attention_mask=layout.mask(x.dtype), position_ids=layout.position_ids,
             use_cache=False,
         ).last_hidden_state  # (b, p + t, d_llm)  # fmt: skip
         # The token before a target predicts it; a question has a token or more, so that one is its own.
         t, n = packed.ids.shape[1], out.shape[1]
         row, column = packed.answers // t, packed.answers % t + n - t - 1
-        return self.llm.lm_head(out.flatten(0, 1)[row * n + column]).float()
+        return self.llm.get_output_embeddings()(out.flatten(0, 1)[row * n + column]).float()
 
     # --- answering ---
 
@@ -256,7 +257,7 @@ class VLM(PreTrainedModel):
             return self.compressor.attention_map(features).expand(len(questions), -1, -1)
         rows = []
         for question in questions:
-            ids = torch.tensor(self.tokenizer(question)["input_ids"], device=self.device)[None, None]
+            ids = torch.tensor(question_ids(self.tokenizer, [question]), device=self.device)[None]
             asked, mask = self.read(ids, torch.full_like(ids[..., 0], ids.shape[-1]))
             rows.append(self.compressor.attention_map(features, asked.to(features.last), **mask))  # (1, V, s)
         return torch.cat(rows)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vtc import InputError
+from vtc.models.chat import answer_ids, question_ids
 from vtc.models.prompt import Packed, asked, conversation, pack
 from vtc.profiles import Schedule
 from vtc.training.device import Batch, Share
@@ -31,16 +32,18 @@ class Bank:
     """
 
     def __init__(self, questions: list[Question], tokenizer, steered: bool | None = None) -> None:
-        end, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.pad_id = tokenizer.pad_token_id
         # few texts differ: tokenise each once
-        texts = list(dict.fromkeys(text for q in questions for text in (q.text, q.answer)))
-        ids = dict(zip(texts, tokenizer(texts)["input_ids"]))
-        turns = [(ids[q.text], [*ids[q.answer], end]) for q in questions]
+        texts, answers = (list(dict.fromkeys(part)) for part in zip(*((q.text, q.answer) for q in questions)))
+        said = dict(zip(answers, answer_ids(tokenizer, answers)))
+        first, later = (dict(zip(texts, question_ids(tokenizer, texts, again))) for again in (False, True))
+        turns = [(first[q.text], said[q.answer]) for q in questions]
         rows = [(q.image, asked(*turn)) for q, turn in zip(questions, turns)]
         if steered is not None:
             talks: dict[int, list[tuple]] = {}
             for q, turn in zip(questions, turns):
-                talks.setdefault(q.image, []).append(turn)
+                talk = talks.setdefault(q.image, [])
+                talk.append((later[q.text], said[q.answer]) if talk else turn)
             rows = [(image, row) for image, talk in talks.items() for row in conversation(talk, steered)]
         self.rows = [row for _, row in rows]
         self.answers = [round(float(row.weight.sum())) for row in self.rows]  # in each row

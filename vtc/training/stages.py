@@ -198,8 +198,12 @@ def align_and_instruct(
     captions: Bank,
     questions: Bank,
     folder: Path,
+    llm: tuple[str, ...] = ("llm",),
 ) -> tuple[VLM, dict[str, float]]:
-    """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`."""
+    """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`.
+
+    llm: names under the model that learn besides in the second stage; none where the LLM stays frozen.
+    """
     r, d = p.recipe, model.llm.config.hidden_size
     guided = case.V > 0 and compressors.entry(case.compressor).distilled
     learner, root = (WithAuxiliaryLoss(model, model.compressor), "model.") if guided else (model, "")
@@ -210,7 +214,7 @@ def align_and_instruct(
         batch = batches(captions, r.align, (case.seed, ALIGN), seen, first)
         aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
     batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen)
-    last = fit(learner, _stage(r, "instruct", d, (*between, f"{root}llm")), batch, folder)
+    last = fit(learner, _stage(r, "instruct", d, (*between, *(root + name for name in llm))), batch, folder)
     return model.eval(), _notes(r, aligned, last)
 
 

@@ -1,21 +1,59 @@
-"""The same two stages on people's own images and conversations, in LLaVA's format."""
+"""The same two stages on people's own images and conversations, with their own LLM and tower if they like."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
+from torch import nn
 
 from vtc import InputError, data
+from vtc.models.chat import question_ids
 from vtc.models.generate import check_questions
-from vtc.models.llm import make_llm, tokenizer_of
+from vtc.models.llm import make_llm, shape_of, tokenizer_of
+from vtc.models.tower import load_checkpoint
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import features, tower
 from vtc.training.batches import Bank, Question
 from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints
 
+LEARNS = ("all", "frozen", "lora")  # of the LLM, in the second stage
 
-def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, dict[str, float]]:
-    """Align and instruct on these conversations, with the profile's tower.
+
+def with_checkpoints(
+    p: Profile, llm: str | None = None, eyes: str | None = None, lora: bool = False
+) -> tuple[Profile, nn.Module | None]:
+    """The profile with an LLM and a tower by id or folder, and that tower; what is not given stays.
+
+    A given LLM is trained as LLaVA's are (arXiv 2310.03744): AdamW, 1e-3 for what is new, 2e-4 beside LoRA.
+    Raises InputError where there is no such LLM or tower.
+    """
+    if llm is not None:
+        size, r = shape_of(_absolute(llm)), p.recipe
+        align, instruct = replace(r.align, lr=1e-3), replace(r.instruct, lr=2e-4 if lora else 1e-3)
+        recipe = replace(r, align=align, instruct=instruct, width=None, warmup=0.03, muon=False, span=None)
+        p = replace(p, sizes=(size,), zoo_size=size.name, recipe=recipe)
+    if eyes is None:
+        return p, None
+    loaded = load_checkpoint(_absolute(eyes))
+    return replace(p, tower=loaded.shape, tower_recipe=None), loaded
+
+
+def _absolute(name: str) -> str:
+    """A folder's or file's whole path, for the model that is saved names it; an id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def train(
+    p: Profile,
+    case: Case,
+    talks: list[data.Conversation],
+    eyes: nn.Module | None = None,
+    learns: str = "all",
+) -> tuple[VLM, dict[str, float]]:
+    """Align and instruct on these conversations; learns: one of `LEARNS`. eyes: a tower, else the profile's.
 
     Entries without an image are left out; a turn is learnt behind those before it. A checkpoint's LLM brings
     its own tokenizer; otherwise the LLM is fresh and its words are those of the data. Raises InputError where
@@ -27,12 +65,33 @@ def train(p: Profile, case: Case, talks: list[data.Conversation]) -> tuple[VLM, 
     asked = [Question(i, q, a) for i, talk in enumerate(shown) for q, a in talk.turns]
     words = " ".join(f"{q.text} {q.answer}" for q in asked).split()
     tokenizer = tokenizer_of(size, tuple(dict.fromkeys(words)))
+    eyes = tower.pretrained(p) if eyes is None else eyes
     torch.manual_seed(case.seed)
-    eyes = tower.pretrained(p)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
     model.tower, bank = eyes, Bank(asked, tokenizer, steered=model.compressor.needs_question)
     texts = [q.text for q in asked]
-    check_questions(model, texts, [len(ids) for ids in tokenizer(texts)["input_ids"]])
-    files = [talk.image for talk in shown]
-    seen = features.of_user_images(p, eyes, files, **model.compressor.of_tower)
-    return align_and_instruct(p, case, model, seen, bank, bank, checkpoints(p, case, talks))
+    check_questions(model, texts, [len(ids) for ids in question_ids(tokenizer, texts)])
+    seen = features.of_user_images(p, eyes, [talk.image for talk in shown], **model.compressor.of_tower)
+    adapted = with_lora(model.llm) if learns == "lora" else None
+    names = {"all": ("llm",), "frozen": (), "lora": tuple(_adapters(model))}[learns]
+    folder = checkpoints(p, case, talks)
+    model, notes = align_and_instruct(p, case, model, seen, bank, bank, folder, names)
+    if adapted is not None:
+        model.llm = adapted.merge_and_unload()  # W + B A: an LLM like any other again
+    return model, notes
+
+
+def with_lora(llm: nn.Module) -> nn.Module:
+    """peft's LoRA (arXiv 2106.09685) on every matrix of the LLM's layers, put in where they are.
+
+    Raises InputError where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise InputError("LoRA needs peft, which is not here: pip install 'vtc[llm]'") from None
+    return get_peft_model(llm, LoraConfig(target_modules="all-linear", r=16, lora_alpha=32))
+
+
+def _adapters(model: VLM) -> list[str]:
+    return [name for name, _ in model.named_parameters() if ".lora_" in name]

@@ -1,0 +1,274 @@
+"""People's own LLMs and towers: tiny ones of transformers, saved to folders; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from vtc import InputError, profiles
+from vtc.__main__ import main as vtc
+from vtc.models import chat, llm
+from vtc.models.hf_tower import HFTower
+from vtc.models.tower import load_checkpoint
+from vtc.models.vlm import VLM
+from vtc.training import user_data
+from vtc.training.stages import Case
+
+P = profiles.get("smoke")
+TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+CHATML = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nbe brief<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+COLORS, QUESTION = ("red", "blue"), "what color?"
+TEMPLATES = {"chatml": CHATML, "llama2": LLAMA2, "none": None}
+
+
+def tokenizer(template=CHATML):
+    """A token for every character, and four special ones."""
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 \n[]/?:."))
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.normalizer, inner.decoder = normalizers.NFC(), decoders.Fuse()
+    made = hf.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    made.add_special_tokens({"additional_special_tokens": SPECIAL[2:]})
+    made.chat_template = template
+    return made
+
+
+def llm_folder(folder, kind="Llama", template=CHATML, **more):
+    torch.manual_seed(0)
+    words = tokenizer(template)
+    config = getattr(hf, f"{kind}Config")(vocab_size=len(words), **TINY | more)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def taught_folder(folder):
+    """An LLM that has read both answers to the question and knows no better than to guess."""
+    words = chat.ready(hf.AutoTokenizer.from_pretrained(llm_folder(folder)))
+    model = hf.AutoModelForCausalLM.from_pretrained(folder)
+    [asked], said = chat.question_ids(words, [QUESTION]), chat.answer_ids(words, list(COLORS))
+    rows = [torch.tensor(asked + ids) for ids in said]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+def tower_folder(folder, kind="CLIP", side=32, **more):
+    torch.manual_seed(0)
+    config = getattr(hf, f"{kind}VisionConfig")(image_size=side, patch_size=8, **TINY | more)
+    getattr(hf, f"{kind}VisionModel")(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def talk(tmp_path):
+    """Two colours, a question about each, and one conversation of two turns."""
+    (tmp_path / "images").mkdir()
+    rows = []
+    for name in COLORS:
+        Image.new("RGB", (40, 30), name).save(tmp_path / "images" / f"{name}.png")
+        rows.append({"image": f"{name}.png", "question": QUESTION, "answer": name})
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    return ["--data", str(tmp_path / "talk.json"), "--images", str(tmp_path / "images")]
+
+
+# --- the chat template ---
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_turns_read_as_the_template_writes_the_whole_conversation(template):
+    words = chat.ready(tokenizer(TEMPLATES[template]))
+    turns = [("what is it?", "a cat"), ("and where?", "left")]
+    (q1,), (q2,) = (chat.question_ids(words, [q], later) for (q, _), later in zip(turns, (False, True)))
+    a1, a2 = chat.answer_ids(words, [a for _, a in turns])
+    roles = [{"role": r, "content": c} for turn in turns for r, c in zip(("user", "assistant"), turn)]
+    whole = words.apply_chat_template(roles, tokenize=False)
+    said = words.decode([*q1, *a1, *q2, *a2])
+    assert said.replace(" ", "") == whole.removesuffix("\n").replace(" ", "")
+    assert (
+        a1[-1]
+        == words.eos_token_id
+        == words.convert_tokens_to_ids("<|im_end|>" if template == "chatml" else "</s>")
+    )
+    assert words.pad_token_id is not None
+
+
+def test_a_template_that_loses_messages_is_one_line():
+    with pytest.raises(InputError, match="loses a message"):
+        chat.ready(tokenizer("{{ messages[0].content }}"))
+
+
+# --- the tower ---
+
+
+@pytest.mark.parametrize("kind, side", [("CLIP", 32), ("Siglip", 24)])
+def test_a_tower_of_transformers_gives_its_own_layers(tmp_path, kind, side):
+    tower = load_checkpoint(str(tower_folder(tmp_path / "tower", kind, side, num_hidden_layers=6)))
+    assert isinstance(tower, HFTower) and tower.shape.g == side // 8 and tower.shape.levels == (3, 4, 5)
+    images = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8)
+    seen = tower(images, selecting=True)
+    whole = getattr(hf, f"{kind}VisionModel").from_pretrained(tmp_path / "tower", attn_implementation="eager")
+    pixels = (images.permute(0, 3, 1, 2) / 255 - tower.mean) / tower.std
+    with torch.no_grad():
+        out = whole.eval()(pixels, output_hidden_states=True, output_attentions=True)
+    extra = int(kind == "CLIP")
+    assert torch.allclose(
+        seen.levels, torch.cat([out.hidden_states[i][:, extra:] for i in (3, 4, 5)], -1), atol=1e-5
+    )
+    assert torch.equal(seen.last, seen.levels[..., -32:])
+    paid = out.attentions[4]  # of the layer whose output is `last`, (b, h, n, n)
+    row = paid[:, :, 0, 1:] if extra else paid.mean(2)
+    assert torch.allclose(seen.attention, row, atol=1e-5)
+    assert (seen.cls is not None) == bool(extra)
+    assert tower(images, side=2).last.shape == (2, 4, 32)
+
+
+# --- which LLMs fit ---
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Cohere"])
+def test_llms_of_several_kinds_fit_or_say_why(tmp_path, kind):
+    more = {"n_head": 4, "n_layer": 2, "n_embd": 32} if kind == "GPT2" else {}
+    folder = str(llm_folder(tmp_path / "llm", kind, **more))
+    size = llm.shape_of(folder)
+    assert (size.layers, size.d, size.heads) == (2, 32, 4)
+    if kind == "Cohere":  # scales its logits behind the head
+        with pytest.raises(InputError, match="cohere"):
+            llm.make_llm(size, 0)
+        return
+    assert llm.make_llm(size, 0).config.hidden_size == 32
+
+
+def test_what_is_no_llm_is_one_line(tmp_path, talk, capsys):
+    whole = llm_folder(tmp_path / "llm")
+    tower = tower_folder(tmp_path / "tower")
+    half, pickled, bert = (tmp_path / name for name in ("half", "pickled", "bert"))
+    hf.LlamaModel(hf.LlamaConfig(vocab_size=70, **TINY)).save_pretrained(half)  # as if cut: other names
+    (half / "config.json").write_text((whole / "config.json").read_text())
+    pickled.mkdir()
+    (pickled / "config.json").write_text((whole / "config.json").read_text())
+    torch.save({}, pickled / "pytorch_model.bin")
+    hf.BertLMHeadModel(hf.BertConfig(vocab_size=70, **TINY)).save_pretrained(bert)
+    for folder in (half, pickled, bert):
+        tokenizer().save_pretrained(folder)
+    (tmp_path / "bad.gguf").write_bytes(b"no weights")
+    out = tmp_path / "out"
+    for given in (half, pickled, bert, tower, tmp_path / "bad.gguf", tmp_path / "nowhere" / "at" / "all"):
+        words = [
+            "train",
+            "--profile",
+            "smoke",
+            *talk,
+            "--tower",
+            str(tower),
+            "--llm",
+            str(given),
+            "--tokens",
+            "4",
+        ]
+        assert vtc([*words, "--out", str(out)]) == 2, given
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("vtc: LLM") and given.name in said
+    for given in (whole, tmp_path / "nowhere"):
+        assert vtc(["train", "--profile", "smoke", *talk, "--tower", str(given), "--out", str(out)]) == 2
+        assert "tower" in capsys.readouterr().err
+    words = [
+        "train",
+        "--profile",
+        "smoke",
+        *talk,
+        "--llm",
+        str(whole),
+        "--tower",
+        str(tower),
+        "--out",
+        str(out),
+    ]
+    for more, expected in ((["--tokens", "5"], "V = 5"), (["--tokens", "0"], "nothing to learn"),
+                           (["--steps", "0", "1"], "above 0")):  # fmt: skip
+        assert vtc([*words, *more]) == 2 and expected in capsys.readouterr().err
+    assert vtc(["train", "--profile", "smoke", "--llm", str(whole)]) == 2
+    assert vtc(["train", "--profile", "smoke", *talk, "--lora"]) == 2
+    assert not out.exists()
+
+
+# --- the whole path ---
+
+
+@pytest.mark.parametrize(
+    "kind, side, compressor, V", [("CLIP", 32, "tokenpacker", 4), ("Siglip", 24, "quecc", 1)]
+)
+def test_train_and_evaluate_on_the_command_line(
+    tmp_path, talk, capsys, monkeypatch, kind, side, compressor, V
+):
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    given = taught_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower", kind, side)
+    words = ["--llm", str(given[0]), "--tower", str(given[1]), "--compressor", compressor, "--tokens", str(V)]
+    pace = ["--profile", "smoke", "--steps", "30", "60", "--batch", "8"]
+    assert vtc(["train", *talk, *words, *pace, "--out", str(tmp_path / "out")]) == 0
+    assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--json", str(tmp_path / "row.json")]) == 0
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert row["questions"] == 2 and row["exact"] == 1.0  # the compressor alone learns to say it to the LLM
+    model, own = VLM.from_pretrained(tmp_path / "out"), hf.AutoModelForCausalLM.from_pretrained(given[0])
+    assert all(torch.equal(p, q) for p, q in zip(model.llm.parameters(), own.parameters()))  # frozen
+    assert model.tower.shape.g == side // 8 and not list((tmp_path / "runs").rglob("*.part"))
+
+
+def test_lora_learns_and_leaves_an_llm_like_any_other(tmp_path, talk, monkeypatch):
+    pytest.importorskip("peft", reason="LoRA needs peft: pip install 'vtc[llm]'")
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    given = llm_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower")
+    words = [
+        "--llm",
+        str(given[0]),
+        "--lora",
+        "--tower",
+        str(given[1]),
+        "--tokens",
+        "1",
+        "--profile",
+        "smoke",
+    ]
+    assert vtc(["train", *talk, *words, "--out", str(tmp_path / "out")]) == 0
+    model, own = VLM.from_pretrained(tmp_path / "out"), hf.AutoModelForCausalLM.from_pretrained(given[0])
+    before, after = own.state_dict(), model.llm.state_dict()
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("_proj" in name for name in changed)
+
+
+def test_a_conversation_is_learnt_and_asked_turn_by_turn(tmp_path, talk, monkeypatch):
+    """What is packed for training is what is read in answering: template, ends and later turns included."""
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    from vtc import data
+
+    image = tmp_path / "images" / "red.png"
+    talks = [data.Conversation(image, (("what is it?", "red"), ("and now?", "dot")))]
+    p, eyes = user_data.with_checkpoints(
+        P, str(llm_folder(tmp_path / "llm")), str(tower_folder(tmp_path / "tower"))
+    )
+    p = replace(p, recipe=replace(p.recipe, instruct=replace(p.recipe.instruct, steps=60)))
+    model, _ = user_data.train(p, Case(p.zoo_size, 4, "tokenpacker", 0), talks, eyes)
+    pixels = torch.from_numpy(data.load_image(image, eyes.pixels))[None]
+    said = model.generate(pixels, [["what is it?", "and now?"]], conversation=True)
+    assert said == [["red", "dot"]]
