@@ -219,7 +219,7 @@ LAPTOP = Profile(
     tower=TowerShape(d=64, layers=4, heads=2, patch=8, levels=(1, 2, 3, 4), pixels=96, stem=(16, 32)),
     tower_recipe=Schedule(steps=2500, batch=16, lr=3e-3),
     recipe=Recipe(
-        text=Schedule(steps=4000, batch=16, lr=3.1e-3, pack=8, power=1.0),
+        text=Schedule(steps=4000, batch=16, lr=4e-3, pack=8, power=1.0),
         align=Schedule(steps=1500, batch=32, lr=3e-3),
         instruct=Schedule(steps=2000, batch=16, lr=3e-3, pack=8),
         width=32,
