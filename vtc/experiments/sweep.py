@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vtc import compressors, machine
+from vtc import compressors, data, machine
 from vtc.evaluation.ask import scored
 from vtc.evaluation.exam import exam, example
 from vtc.evaluation.scores import errors, pack, unpack
@@ -143,6 +143,12 @@ def attention_map(p: Profile, model: VLM) -> str:
     seen = features.features(p, "test", **model.compressor.of_tower)[[image]]
     where = model.attention_map(seen.to(torch.float32), asked)
     return pack((where / where.amax(-1, keepdim=True)).flatten().tolist())
+
+
+def example_image(p: Profile) -> np.ndarray:
+    """The test image that attention maps are of, (pixels, pixels, 3)."""
+    image = example(p)[0]
+    return data.render(data.scenes_of(p, "test"), "test", p.pixels, range(image, image + 1))[0]
 
 
 def attention_maps(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
