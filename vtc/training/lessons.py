@@ -121,7 +121,7 @@ class InWords(nn.Module):
         model, told = self.model, packed.scene_text.to(self.model.device)
         if not V:  # without an image there is nothing to align
             return 0 * sum(p.sum() for p in model.compressor.parameters())
-        z, _ = model.at(V).encode_image(model.here(features), packed)  # (b, V, d)
+        z = model.at(V).encode_image(model.here(features), packed)  # (b, V, d)
         if order := model.at(V).slot.order:
             z = z[:, np.argsort(order)]  # in raster order again
         target, marks = self.target(told, V)
