@@ -50,6 +50,11 @@ class VLMConfig(PreTrainedConfig):
             self.llm = self.llm.to_dict()
         super().__post_init__(**more)
 
+    @property
+    def shape(self) -> TowerShape | None:
+        """The tower's, if the model has one."""
+        return TowerShape.saved(self.tower, self.grid) if self.tower else None
+
 
 class VLM(PreTrainedModel):
     """Image features and a question -> answer; compressor, projector and LLM learn, the tower is frozen.
@@ -72,7 +77,7 @@ class VLM(PreTrainedModel):
         self.llm = llm = empty_llm(config.llm, config.attention) if llm is None else llm
         config.attention = llm.config._attn_implementation
         width, options = llm.config.hidden_size, {**(config.options or {})}
-        shape = TowerShape.saved(config.tower, config.grid) if config.tower else None
+        shape = config.shape
         d, d_levels = (shape.d, shape.d_levels) if shape else (1, 1)  # without a tower there is no image
         if config.tokens and compressors.find(config.compressor).fuses:
             options["llm_config"] = llm.config
