@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vtc.compressors.zoo.prune import Kept, PruMerge, complement
+from vtc.compressors.zoo.prune import Kept, PruMerge, VisionZip, complement
 from vtc.compressors.zoo.tome import Matching, match, similarity
 
 
@@ -22,11 +22,30 @@ def class_attention(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(-1)[:, :, 1:]
 
 
+def outlier_share(attention: Tensor) -> Tensor:
+    """(b, s) -> (b,) float64: share of patches above Q3 + 1.5 (Q3 - Q1) of their image."""
+    low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]).to(attention), dim=-1)
+    above = attention > (high + 1.5 * (high - low)).unsqueeze(-1)
+    return above.sum(-1).double() / attention.shape[-1]
+
+
+class Adaptive(PruMerge):
+    """PruMerge as released: the share of outliers among the patches of an image decides how many stay."""
+
+    def choose(self, attention: Tensor) -> Kept:
+        s, share = attention.shape[1], float(outlier_share(attention)[0])
+        top = attention.argsort(dim=-1, descending=True, stable=True)[:, : int(s * share)]
+        if self.plus and share > 0:  # three times as dense, never the last patch
+            extra = torch.arange(0, s - 1, int(int(1 / share) / 3))
+            top = torch.cat([top, extra[~torch.isin(extra, top)].view(1, -1)], 1)
+        return Kept(top, complement(top, s))
+
+
 class FixedShare(PruMerge):
     """PruMerge's fixed variant: a share of the patches is kept; with `plus` a patch may be kept twice."""
 
     def __init__(self, *, ratio: float, **options):
-        super().__init__(adaptive=True, **options)
+        super().__init__(**options)
         self.ratio = ratio
 
     def choose(self, attention: Tensor) -> Kept:
@@ -35,6 +54,14 @@ class FixedShare(PruMerge):
         if self.plus:
             top = torch.cat([top, torch.arange(step // 2, s - 1, step).expand(len(top), -1)], 1)
         return Kept(top, complement(top, s))
+
+
+class Budget(VisionZip):
+    """VisionZip with any share of contextual tokens."""
+
+    def __init__(self, *, contextual: int, **options):
+        super().__init__(**options)
+        self.contextual = contextual
 
 
 class Protected(Matching):

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 from released import (
+    Adaptive,
+    Budget,
     FixedShare,
     TowerAttention,
     class_attention,
     given_tokens,
     match_protected,
+    outlier_share,
     schedule,
     unmerge,
 )
 
 from vtc.compressors import build
-from vtc.compressors.base import Features, pick
+from vtc.compressors.base import Features, fill, mlp2x, pick
 from vtc.compressors.zoo.fastv import rank, survivors
-from vtc.compressors.zoo.prune import outlier_share
 from vtc.compressors.zoo.tome import merge
 
 
@@ -52,14 +54,19 @@ def grid_of(patches):
 
 def quecc(config, inputs, weights, stored):
     x, levels, text = inputs["x"], inputs["x_multi"], inputs["text"]
-    kernel, stride, g = config["kernel"], config["stride"], config["grid"]
-    width = "project" if "projector" in config else None
-    side = (g - kernel) // stride + 1
-    module = build("quecc", tokens=side**2, grid=g, d=config["tower_width"], d_levels=levels.shape[-1],
-                   d_question=config["text_width"], d_llm=config.get("lm_width"), heads=config["num_heads"],
-                   kernel=kernel, stride=stride, project=bool(width))  # fmt: skip
+    g = config["grid"]
+    assert config["kernel"] == config["stride"], "windows that overlap are not here"
+    module = build("quecc", tokens=(g // config["kernel"])**2, grid=g, d=config["tower_width"],
+                   d_levels=levels.shape[-1], d_question=config["text_width"],
+                   heads=config["num_heads"])  # fmt: skip
     module.load_official(weights)
-    return {"tokens": module(Features(x, levels), text[:, 0])}
+    tokens = module(Features(x, levels), text[:, 0])
+    if "projector" in config:
+        project = mlp2x(config["tower_width"], config["lm_width"], config["lm_width"])
+        moved = {"1.": "0.", "3.": "2."}  # places behind the compressor in the release's sequence
+        fill(project, {moved[k[:2]] + k[2:]: part for k, part in weights.items() if k[:2] in moved})
+        tokens = project(tokens)
+    return {"tokens": tokens}
 
 
 def tokenpacker(config, inputs, weights, stored):
@@ -72,7 +79,6 @@ def tokenpacker(config, inputs, weights, stored):
         d_levels=levels.shape[-1],
         # fmt: skip
         d_llm=config["lm_width"],
-        width=config["embed_dim"],
         heads=config["num_heads"],
     )
     module.load_official(weights)
@@ -103,7 +109,7 @@ def m3(config, inputs, weights, stored):
 def mqt(config, inputs, weights, stored):
     x = inputs["x"]
     module = build("mqt", tokens=1, grid=config["tgt_size"][0], d=config["kv_dim"], d_llm=config["lm_width"],
-                   heads=config["num_heads"], side=config["grid_size"])  # fmt: skip
+                   heads=config["num_heads"])  # fmt: skip
     module.load_official(weights)
     mine = {f"tokens_m{m}": module.at(m)(Features(x)) for m in config["num_visual_tokens"]}
     return mine | {"pos_embed": module.code}
@@ -127,13 +133,12 @@ def prumerge(config, inputs, weights, stored):
     features = Features(inputs["hidden"][:, 1:], attention=attention, keys=inputs["k"][:, 1:].unsqueeze(2))
     shape = {"tokens": config["patches"], "grid": grid_of(config["patches"]), "d": config["width"]}
     if config["adaptive"]:
-        module = build("prumerge", plus=config["plus"], adaptive=True, **shape)
+        module = Adaptive(plus=config["plus"], **shape)
     else:
         module = FixedShare(plus=config["plus"], ratio=float(Fraction(config["reduction_ratio"])), **shape)
-    tokens, mask = module.with_mask(features)
     choice = module.choose(attention.mean(1))
     return {
-        "tokens": tokens[:, : mask[0].sum()],
+        "tokens": module(features),
         "kept_index": choice.kept,
         "rest_index": choice.rest,
         # fmt: skip
@@ -148,7 +153,7 @@ def visionzip(config, inputs, weights, stored):
                         keys=inputs["metric"][:, 1:].unsqueeze(2), cls=hidden[:, 0])  # fmt: skip
     mine = {}
     for d, c in config["budgets"]:
-        module = build("visionzip", tokens=d + c, grid=grid_of(patches), d=config["width"], contextual=c)
+        module = Budget(tokens=d + c, grid=grid_of(patches), d=config["width"], contextual=c)
         zipped = module.zip(features)
         named = {"tokens": module(features), "dominant_index": zipped.dominant,
                  "target_index": zipped.target, "assigned_target": zipped.assigned}  # fmt: skip

@@ -70,7 +70,6 @@ class Compressor(nn.Module):
     nested = False  # True: the same weights serve every V, see `at`
     question_source: str | None = "llm_last"  # where the question's vector comes from, see `QueCC`
     aligns_at: int | None = None  # V of the align stage where it is another, see `at`
-    exact_count = True  # False: some of the V tokens may be padding, see `with_mask`
 
     def __init__(self, *, tokens, grid, d, d_levels=None, d_llm=None, d_question=None):
         super().__init__()
@@ -126,10 +125,10 @@ class Compressor(nn.Module):
 
     def forward(self, features: Features, question: Tensor | None = None, **extra) -> Tensor:
         """Features (b, s, d), question (b, d_question) or None -> visual tokens (b, V, d_out)."""
-        self.check(features, question, **extra)
+        self.check(features, question)
         return self.compress(features, question, **extra)
 
-    def check(self, features: Features, question: Tensor | None, **extra) -> None:
+    def check(self, features: Features, question: Tensor | None) -> None:
         """Raise `InputError` where the features or the question lack what this compressor reads."""
         b, s, d_levels = len(features), self.side**2, self.d_levels if self.needs_levels else None
         shapes = {
@@ -143,7 +142,7 @@ class Compressor(nn.Module):
             given = getattr(features, part)
             if given is not None:
                 expect(who, f"features.{part}", given, shape)
-            elif getattr(self, f"needs_{part}") and "kv" not in extra:
+            elif getattr(self, f"needs_{part}"):
                 raise InputError(f"{self.name} reads features.{part}, which this tower did not give")
         if not self.needs_question:
             return
@@ -154,11 +153,6 @@ class Compressor(nn.Module):
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         raise NotImplementedError
-
-    def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Tokens (b, V, d_out) and which of them are real, (b, V) bool: all, if `exact_count`."""
-        tokens = self(features, question)
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -278,10 +272,9 @@ class Official:
         expected = f"load_official: {self.owner} expects a tensor named '{name}'"
         raise InputError(f"{expected} in the state dict; it is missing")
 
-    def mlp2x(self, prefix: str = "", layers: tuple[int, int] = (0, 2)) -> dict[str, Tensor]:
-        """Tensors of a Linear, GELU, Linear at `layers` of a sequence, under the names of our `mlp2x`."""
-        places = zip((0, 2), layers, strict=True)
-        return {f"{i}.{part}": self[f"{prefix}{j}.{part}"] for i, j in places for part in ("weight", "bias")}
+    def mlp2x(self, prefix: str = "") -> dict[str, Tensor]:
+        """Tensors of a Linear, GELU, Linear, under the names of our `mlp2x`."""
+        return {f"{i}.{part}": self[f"{prefix}{i}.{part}"] for i in (0, 2) for part in ("weight", "bias")}
 
     def linear(self, name: str, bias: bool = True) -> dict[str, Tensor]:
         return {part: self[f"{name}.{part}"] for part in (("weight", "bias") if bias else ("weight",))}

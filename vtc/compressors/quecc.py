@@ -21,20 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc import InputError
-from vtc.compressors.base import Features, Official, Windows, fill, mlp2x
+from vtc.compressors.base import Features, Official, Windows, fill
 from vtc.compressors.question import Steered
 from vtc.compressors.windowed import WindowAttention, inverse_sigma
 
 
 class QueCC(Steered, Windows):
-    """(b, s, d), (b, s, d_levels) and a question -> (b, V, width); the projector follows.
+    """(b, s, d), (b, s, d_levels) and a question -> (b, V, d); the projector follows.
 
     question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question)
-    for m questions an image, which gives (b*m, V, width). width: inner and outgoing (d where not given).
-    kernel, stride: as the release offers them, for its odd settings; both are k. project: append mlp2x to
-    d_llm. Ablations: `question=False`, `conv=False` (window mean), `levels=1` (keys and values from `last`
-    alone), `heads=1`.
+    for m questions an image, which gives (b*m, V, d). Ablations: `question=False`, `conv=False` (window
+    mean), `levels=1` (keys and values from `last` alone), `heads=1`.
 
     source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of
     the LLM over the question alone (published); "prompt_prefix", the question stands before the image and
@@ -45,82 +42,70 @@ class QueCC(Steered, Windows):
     needs_question = True
     needs_levels = True
 
-    def __init__(self, *, heads=8, width=None, question=True, conv=True, levels=None, source="llm_last",
-                 kernel=None, stride=None, project=False, **shape):  # fmt: skip
+    def __init__(self, *, heads=8, question=True, conv=True, levels=None, source="llm_last", **shape):
         super().__init__(**shape)
-        self.question_source = None
-        width = width or self.d
-        self.needs_question, self.conv, self.heads = question, conv, heads
-        self.needs_levels = levels != 1
-        self.kernel, self.stride = kernel or self.k, stride or self.k
-        if (self.grid - self.kernel) // self.stride + 1 != self.n:
-            raise InputError(f"{self.name}: kernel={kernel}, stride={stride} do not give V = {self.tokens}")
+        self.question_source, d = None, self.d
+        self.needs_question, self.needs_levels, self.conv = question, levels != 1, conv
         if question:
-            self.text = nn.Linear(self.take_question(source), self.d)
-            self.text_norm = nn.LayerNorm(self.d, eps=1e-6)
-        self.query_in, self.query_out = nn.Linear(self.d, width), nn.Linear(width, width)
-        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+            self.text = nn.Linear(self.take_question(source), d)
+            self.text_norm = nn.LayerNorm(d, eps=1e-6)
+        self.query_in, self.query_out = nn.Linear(d, d), nn.Linear(d, d)
+        self.query_norm = nn.LayerNorm(d, eps=1e-6)
         if conv:
-            depthwise = nn.Conv2d(width, width, self.kernel, groups=width)
-            kernel = depthwise.weight.detach()[:, 0].permute(1, 2, 0)  # (k, k, width)
+            depthwise = nn.Conv2d(d, d, self.k, groups=d)
+            kernel = depthwise.weight.detach()[:, 0].permute(1, 2, 0)  # (k, k, d)
             self.conv_weight = nn.Parameter(kernel.contiguous())
             self.conv_bias = nn.Parameter(depthwise.bias.detach())
-        d_keys = self.width_of("d_levels") if self.needs_levels else self.d
-        self.attend = WindowAttention(d_keys, width, heads)
-        self.project = mlp2x(width, self.width_of("d_llm"), self.d_llm) if project else nn.Identity()
-        self.d_out = self.d_llm if project else width
-        self.ends_at_llm = project
+        self.attend = WindowAttention(self.width_of("d_levels") if self.needs_levels else d, d, heads)
 
     def keys_values(self, features: Features) -> tuple[Tensor, tuple]:
-        """What no question changes: the query MLP's first product (b, s, width), and keys and values."""
+        """What no question changes: the query MLP's first product (b, s, d), and keys and values."""
         return F.linear(features.last, self.query_in.weight), self.attend.keys_values(self.read(features))
 
     def read(self, features: Features) -> Tensor:
         return features.levels if self.needs_levels else features.last
 
     def queries(self, before: Tensor, question: Tensor | None) -> Tensor:
-        """The query MLP's first product (b, s, width), questions (b, m, d_question) -> (b, m, V, width)."""
+        """The query MLP's first product (b, s, d), questions (b, m, d_question) -> (b, m, V, d)."""
         steer = self.query_in.bias
         if self.needs_question:  # W(x + t) + b = Wx + (Wt + b)
-            steer = self.query_in(self.text_norm(self.text(question))).unsqueeze(2)  # (b, m, 1, width)
+            steer = self.query_in(self.text_norm(self.text(question))).unsqueeze(2)  # (b, m, 1, d)
         weight, bias = (part - part.mean(0) for part in (self.query_out.weight, self.query_out.bias))
-        z = F.linear(F.gelu(before.unsqueeze(1) + steer), weight, bias)  # (b, m, s, width), its mean is 0
+        z = F.linear(F.gelu(before.unsqueeze(1) + steer), weight, bias)  # (b, m, s, d), its mean is 0
         return self.downsample(z * inverse_sigma(z, self.query_norm.eps).unsqueeze(-1).to(z.dtype))
 
     def downsample(self, z: Tensor) -> Tensor:
-        """(b, m, s, width), normalised -> (b, m, V, width): the norm's affine map and the convolution."""
-        b, m, s, width = z.shape
+        """(b, m, s, d), normalised -> (b, m, V, d): the norm's affine map and the convolution."""
+        b, m, s, d = z.shape
         g, n, k = self.grid, self.n, self.k
         scale, shift = self.query_norm.weight, self.query_norm.bias
         if not self.conv:
-            return z.view(b, m, n, k, n, k, width).mean((3, 5)).view(b, m, n * n, width) * scale + shift
+            return z.view(b, m, n, k, n, k, d).mean((3, 5)).view(b, m, n * n, d) * scale + shift
         weight = self.conv_weight * scale  # the norm's scale and shift move into the convolution
         bias = self.conv_bias + shift * self.conv_weight.sum((0, 1))
-        if torch.is_grad_enabled() and self.kernel == self.stride == k:  # its backward pass is slow on a CPU
-            weight = weight.view(k, 1, k, width).to(z.dtype)
-            return (z.view(b, m, n, k, n, k, width) * weight).sum((3, 5)).view(b, m, n * n, width) + bias
-        image = z.view(b * m, g, g, width).permute(0, 3, 1, 2)
-        out = F.conv2d(image, weight.permute(2, 0, 1).unsqueeze(1), bias, self.stride, groups=width)
-        return out.permute(0, 2, 3, 1).reshape(b, m, n * n, width)
+        if torch.is_grad_enabled():  # its backward pass is slow on a CPU
+            weight = weight.view(k, 1, k, d).to(z.dtype)
+            return (z.view(b, m, n, k, n, k, d) * weight).sum((3, 5)).view(b, m, n * n, d) + bias
+        image = z.view(b * m, g, g, d).permute(0, 3, 1, 2)
+        out = F.conv2d(image, weight.permute(2, 0, 1).unsqueeze(1), bias, k, groups=d)
+        return out.permute(0, 2, 3, 1).reshape(b, m, n * n, d)
 
-    def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
-        """As `forward`; kv: from `keys_values`, where the same images are asked again."""
+    def compress(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         question = self.asked(question, mask)
-        if kv is not None or torch.is_grad_enabled():
-            return self.steer(features, question, kv)
+        if torch.is_grad_enabled():
+            return self.steer(features, question)
         b, step = len(features), pieces(features, question, self.query_out.out_features)
         parts = [slice(i, i + step) for i in range(0, max(b, 1), step)]
         asked = [None if question is None else question[at] for at in parts]
         return torch.cat([self.steer(features[at], ask) for at, ask in zip(parts, asked)])
 
-    def steer(self, features: Features, question: Tensor | None, kv=None) -> Tensor:
-        """Features of b images and their vectors (b, m, d_question) -> (b m, V, d_out)."""
+    def steer(self, features: Features, question: Tensor | None) -> Tensor:
+        """Features of b images and their vectors (b, m, d_question) -> (b m, V, d)."""
         if self.k == 1:  # the question has no say
             m = 1 if question is None else question.shape[1]
-            return self.project(self.attend.alone(self.read(features))).repeat_interleave(m, 0)
-        before, kv = kv or self.keys_values(features)
-        mixed = self.attend(self.queries(before, question), kv)  # (b, m, V, width)
-        return self.project(mixed.flatten(0, 1))  # (b m, V, d_out)
+            return self.attend.alone(self.read(features)).repeat_interleave(m, 0)
+        before, kv = self.keys_values(features)
+        return self.attend(self.queries(before, question), kv).flatten(0, 1)  # (b m, V, d)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         before, kv = self.keys_values(features)
@@ -129,10 +114,10 @@ class QueCC(Steered, Windows):
     def load_official(self, state: dict[str, Tensor]) -> None:
         """Read a released QueCC: `text_projection`, `q_proj`, `q_downsample`, `k_proj`, `clip_attn`, ...
 
-        Prefixed `0.` where the release's mlp2x follows as `1.` and `3.` (read when built with project=True).
+        Prefixed `0.` where the release's projector follows as `1.` and `3.`.
         """
-        whole = Official(state, "QueCC")
-        given = whole.under("0.") if "0.q_proj.0.weight" in whole else whole
+        given = Official(state, "QueCC")
+        given = given.under("0.") if "0.q_proj.0.weight" in given else given
         fill(self.text, given.linear("text_projection.0"))
         fill(self.text_norm, given.linear("text_projection.1"))
         fill(self.query_in, given.linear("q_proj.0"))
@@ -142,8 +127,6 @@ class QueCC(Steered, Windows):
         with torch.no_grad():
             self.conv_weight.copy_(given["q_downsample.weight"][:, 0].permute(1, 2, 0))
             self.conv_bias.copy_(given["q_downsample.bias"])
-        if self.ends_at_llm:
-            fill(self.project, whole.mlp2x(layers=(1, 3)))
 
 
 def pieces(features: Features, question: Tensor | None, width: int) -> int:

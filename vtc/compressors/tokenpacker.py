@@ -37,24 +37,23 @@ def middle(x: Tensor, n: int) -> Tensor:
 class TokenPacker(Windows):
     """(b, s, d) and (b, s, d_levels) -> (b, V, d_llm); ends at the LLM's width, no projector follows.
 
-    width: of the attention (d where not given). antialias: queries from the mean of the window in place of
-    its middle. The weights do not depend on V (`at`). Starts like the release: normal, standard deviation
-    .02 at width 1024, scaled with the width elsewhere so that the outputs keep their size.
+    antialias: queries from the mean of the window in place of its middle. The weights do not depend on V
+    (`at`). Starts like the release: normal, standard deviation .02 at width 1024, scaled with the width
+    elsewhere so that the outputs keep their size.
     """
 
     needs_levels = True
     ends_at_llm = True
     nested = True
 
-    def __init__(self, *, heads: int = 8, width: int | None = None, antialias: bool = False, **shape):
+    def __init__(self, *, heads: int = 8, antialias: bool = False, **shape):
         super().__init__(**shape)
-        width = width or self.d
         self.antialias = antialias
-        std = 0.02 * (1024 / width) ** 0.5
-        self.query = nn.Linear(self.d, width, bias=False)
-        self.query_norm = nn.LayerNorm(width, eps=1e-6)
-        self.attend = WindowAttention(self.width_of("d_levels"), width, heads, std)
-        self.project = mlp2x(width, self.d_out, self.d_out)
+        std = 0.02 * (1024 / self.d) ** 0.5
+        self.query = nn.Linear(self.d, self.d, bias=False)
+        self.query_norm = nn.LayerNorm(self.d, eps=1e-6)
+        self.attend = WindowAttention(self.width_of("d_levels"), self.d, heads, std)
+        self.project = mlp2x(self.d, self.d_out, self.d_out)
         for layer in (self.query, self.project[0], self.project[2]):
             nn.init.trunc_normal_(layer.weight, std=std)
         for layer in (self.project[0], self.project[2]):
@@ -62,7 +61,7 @@ class TokenPacker(Windows):
 
     def queries(self, features: Features) -> Tensor:
         coarse = mean_pool(features.last, self.n) if self.antialias else middle(features.last, self.n)
-        return self.query_norm(self.query(coarse)).unsqueeze(1)  # (b, 1, V, width)
+        return self.query_norm(self.query(coarse)).unsqueeze(1)  # (b, 1, V, d)
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         if self.k == 1:

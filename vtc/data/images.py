@@ -19,23 +19,30 @@ def load_image(path: str | Path, pixels: int, fit: str = "resize") -> np.ndarray
     fit: "resize" both sides, "pad" the shorter side with CLIP's mean colour (LLaVA-1.5), or "crop" the
     middle.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
-    if fit not in FITS:
-        raise InputError(f"image fit {fit!r} is unknown: use one of {', '.join(FITS)}")
-    size, how = (pixels, pixels), Image.Resampling.BICUBIC
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            if fit == "pad":
-                image = ImageOps.pad(image, (max(image.size),) * 2, how, MEAN_COLOR)
-            square = ImageOps.fit(image, size, how) if fit == "crop" else image.resize(size, how)
-            return np.asarray(square)
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{path}: image is not there") from None
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as e:
         known = "expected PNG, JPEG or another format Pillow knows"
         raise InputError(f"{path}: not readable as an image ({e}); {known}") from None
+    return squared(image, pixels, fit)
+
+
+def squared(image, pixels: int, fit: str = "resize") -> np.ndarray:
+    """An image of Pillow as a square -> (pixels, pixels, 3) uint8; fit: see `load_image`."""
+    from PIL import Image, ImageOps
+
+    if fit not in FITS:
+        raise InputError(f"image fit {fit!r} is unknown: use one of {', '.join(FITS)}")
+    size, how = (pixels, pixels), Image.Resampling.BICUBIC
+    image = image.convert("RGB")
+    if fit == "pad":
+        image = ImageOps.pad(image, (max(image.size),) * 2, how, MEAN_COLOR)
+    return np.array(ImageOps.fit(image, size, how) if fit == "crop" else image.resize(size, how))
 
 
 def listed(folder: str | Path) -> set[str]:

@@ -166,11 +166,11 @@ class _Batch:
 
     def _image_first(self) -> tuple[Tensor, Layout, bool]:
         """Visual tokens, then the text -> hidden states (rows, m, d), layout, and whether it is masked."""
-        z, real = self._visual(self._question_pass)
+        z = self._visual(self._question_pass)
         seen = self.features
         if self.model.compressor.fuses and self.owner is not None:
             seen = seen[self.owner]
-        x, layout = self.model.embedded(self.packed, seen, z, real)  # (rows, columns, d_llm)
+        x, layout = self.model.embedded(self.packed, seen, z)  # (rows, columns, d_llm)
         masked = self._needs_mask(layout)
         self.engine.reserve(self.rows, self.reserved)
         last = None if self.m == 1 else self.packed.last + self.model.V
@@ -195,19 +195,18 @@ class _Batch:
             vectors[self.cell] = hidden[:, 0]
             return vectors.view(*lengths.shape, -1)
 
-        x = torch.cat([z := self._visual(prefix)[0], words[:, -1:].to(z.dtype)], 1)  # (rows, V + 1, d_llm)
+        x = torch.cat([z := self._visual(prefix), words[:, -1:].to(z.dtype)], 1)  # (rows, V + 1, d_llm)
         late = None if mask is None else mask[:, :, past:]
         return self.engine.prefill(x, past, place[:, past:], late), layout, masked
 
-    def _visual(self, reader: Callable) -> tuple[Tensor, Tensor]:
-        """Visual tokens of every row (rows, V, d_llm), and which of them are real."""
-        z, real = self.model.encode_image(self.features, self.read, reader)
+    def _visual(self, reader: Callable) -> Tensor:
+        """Visual tokens of every row (rows, V, d_llm)."""
+        z = self.model.encode_image(self.features, self.read, reader)
         if self.owner is None:
-            return z, real
+            return z
         if not self.model.compressor.needs_question:
-            return z[self.owner], real[self.owner]
-        V = self.model.V
-        return z.reshape(-1, V, z.shape[-1])[self.cell], real.reshape(-1, V)[self.cell]
+            return z[self.owner]
+        return z.reshape(-1, self.model.V, z.shape[-1])[self.cell]
 
     def _question_pass(self, questions: Tensor, lengths: Tensor) -> Tensor:
         """`VLM.question_vectors` by the engine: ids (b, m, q) -> (b, m, d_llm)."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from vtc import InputError
 from vtc.files import replacing
 from vtc.models.tower import Tower, load_checkpoint
-from vtc.shapes import TowerShape
 
 if TYPE_CHECKING:
-    from vtc.models.vlm import VLM
+    from vtc.models.vlm import VLM, VLMConfig
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -37,18 +38,30 @@ def save(model: VLM, folder: Path) -> None:
         model.tokenizer.save_pretrained(part)
 
 
-def load(cls: type[VLM], folder: Path) -> VLM:
-    """The model that `save` wrote, in evaluation mode; raises InputError where the folder is not one."""
-    try:
-        config = cls.config_class.from_dict(json.loads((folder / CONFIG).read_text()))
+def read(config_class: type[PreTrainedConfig], folder: Path) -> tuple[VLMConfig, PreTrainedTokenizerFast]:
+    """Configuration and tokenizer of a folder that `save` wrote; raises InputError where it is not one."""
+    with _whole(folder):
+        config = config_class.from_dict(json.loads((folder / CONFIG).read_text()))
         if config.tower is None:
             raise ValueError("its config.json names no tower")
-        weights = load_file(folder / WEIGHTS)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, TypeError, ValueError, AttributeError, SafetensorError) as e:
         problem = f"{folder}: no saved model ({str(e).splitlines()[0]})"
         raise InputError(f"{problem}; expected {CONFIG}, {WEIGHTS}, tokenizer.json") from None
-    shape, tower = TowerShape.saved(config.tower, config.grid), None
+
+
+def load(cls: type[VLM], folder: Path) -> VLM:
+    """The model that `save` wrote, in evaluation mode; raises InputError where the folder is not one."""
+    config, tokenizer = read(cls.config_class, folder)
+    with _whole(folder):
+        weights = load_file(folder / WEIGHTS)
+    shape, tower = config.shape, None
     if any(name.startswith("tower.") for name in weights):
         tower = Tower(shape).requires_grad_(False)
     model = cls(config, tokenizer=tokenizer, tower=tower)

@@ -50,6 +50,11 @@ class VLMConfig(PreTrainedConfig):
             self.llm = self.llm.to_dict()
         super().__post_init__(**more)
 
+    @property
+    def shape(self) -> TowerShape | None:
+        """The tower's, if the model has one."""
+        return TowerShape.saved(self.tower, self.grid) if self.tower else None
+
 
 class VLM(PreTrainedModel):
     """Image features and a question -> answer; compressor, projector and LLM learn, the tower is frozen.
@@ -72,7 +77,7 @@ class VLM(PreTrainedModel):
         self.llm = llm = empty_llm(config.llm, config.attention) if llm is None else llm
         config.attention = llm.config._attn_implementation
         width, options = llm.config.hidden_size, {**(config.options or {})}
-        shape = TowerShape.saved(config.tower, config.grid) if config.tower else None
+        shape = config.shape
         d, d_levels = (shape.d, shape.d_levels) if shape else (1, 1)  # without a tower there is no image
         if config.tokens and compressors.find(config.compressor).fuses:
             options["llm_config"] = llm.config
@@ -133,27 +138,22 @@ class VLM(PreTrainedModel):
 
     def encode_image(
         self, features: Features, packed: Packed | None = None, reader: Callable | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Features (b, s, d) -> visual tokens in prompt order, and which of them are real (not padding).
+    ) -> Tensor:
+        """Features (b, s, d) -> visual tokens in prompt order, (b, V, d_llm).
 
-        (b, V, d_llm) and (b, V); where m questions steer them, (b, m V, d_llm) and (b, m V). `reader` gives
-        the questions' vectors in place of `question_vectors`.
+        Where m questions steer them, (b, m V, d_llm). `reader` gives the questions' vectors in place of
+        `question_vectors`.
         """
         if not self.V:
-            b, width = len(packed.ids), self.llm.config.hidden_size
-            none = torch.ones(b, 0, dtype=torch.bool, device=self.device)
-            return torch.zeros(b, 0, width, device=self.device), none
+            return torch.zeros(len(packed.ids), 0, self.llm.config.hidden_size, device=self.device)
         if self.compressor.needs_question:
             asked, mask = self.read(packed.questions, packed.lengths, reader)
             z = self.projector(self.compressor(features, asked.to(features.last), **mask))  # (b m, V, d_llm)
-            real = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
         else:
-            tokens, real = self.compressor.with_mask(features)
-            z = self.projector(tokens)
+            z = self.projector(self.compressor(features))
         order = order_on(self.slot.V, self.slot.text_offset, z.device)
-        if order is not None:
-            z, real = z[:, order], real[:, order]
-        return z.reshape(len(features), -1, z.shape[-1]), real.reshape(len(features), -1)
+        z = z if order is None else z[:, order]
+        return z.reshape(len(features), -1, z.shape[-1])
 
     def read(self, questions: Tensor, lengths: Tensor, reader: Callable | None = None):
         """Token ids (b, m, q) -> what the compressor reads of them: vectors, or embeddings and a mask."""
@@ -184,9 +184,14 @@ class VLM(PreTrainedModel):
         return (self.llm.get_input_embeddings()(scene_text) * word[..., None]).sum(2), word.any(2)
 
     def embedded(
-        self, packed: Packed, features: Features | None, before: Tensor, real: Tensor
+        self, packed: Packed, features: Features | None, before: Tensor, real: Tensor | None = None
     ) -> tuple[Tensor, Layout]:
-        """A prompt and what stands before its text, (b, p, d_llm) -> embeddings (b, p + t, d_llm), layout."""
+        """A prompt and what stands before its text, (b, p, d_llm) -> embeddings (b, p + t, d_llm), layout.
+
+        real (b, p): which places of a scene told in words are not padding.
+        """
+        if real is None:
+            real = torch.ones(before.shape[:2], dtype=torch.bool, device=before.device)
         words, layout = self.llm.get_input_embeddings()(packed.ids), lay_out(packed, real, self.slot)
         if packed.scene_text is None and self.compressor.fuses:
             before, fused = self._fused(features, before, words, packed)
@@ -218,7 +223,7 @@ class VLM(PreTrainedModel):
     def logits(self, packed: Packed, features: Features | None = None) -> Tensor:
         """What every token of an answer could have been: (answer tokens, vocabulary), row by row."""
         if packed.scene_text is None:
-            before, real = self.encode_image(features, packed)
+            before, real = self.encode_image(features, packed), None
         else:
             before, real = self.scene_in_words(packed.scene_text)
         x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)

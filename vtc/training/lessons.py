@@ -152,7 +152,7 @@ class InWords(nn.Module):
         if not V:  # without an image there is nothing to align
             return 0 * sum(p.sum() for p in model.compressor.parameters())
         packed = packed.to(model.device)
-        z, _ = model.at(V).encode_image(model.here(features), packed)  # (b, m V, d), m = 1 if not steered
+        z = model.at(V).encode_image(model.here(features), packed)  # (b, m V, d), m = 1 if not steered
         if order := model.at(V).slot.order:
             z = z.unflatten(1, (-1, V))[:, :, np.argsort(order)].flatten(1, 2)  # in raster order again
         m = z.shape[1] // V

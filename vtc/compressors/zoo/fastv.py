@@ -99,9 +99,6 @@ def shorten(kwargs: dict, kept: Tensor, t: int) -> dict:
         return changed
     columns = torch.cat([kept, torch.arange(t, mask.shape[-1], device=kept.device).expand(len(kept), -1)], 1)
     mask = mask.expand(len(kept), *mask.shape[1:])
-    if mask.dim() == 2:
-        changed["attention_mask"] = mask.gather(1, columns)
-        return changed
     heads, rows = mask.shape[1:3]
     if prompt:
         mask = mask.gather(2, kept[:, None, :, None].expand(-1, heads, -1, mask.shape[-1]))

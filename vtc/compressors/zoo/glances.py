@@ -85,10 +85,12 @@ class Glances(Steered, Windows):
         query = query.flatten(1, 2).unsqueeze(1)  # (b, 1, m glances, width)
         return ((query.to(patches.dtype) @ patches.transpose(2, 3)) + place).softmax(-1)
 
-    def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
-        """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike; kv: kept `patches`."""
-        patches = self.patches(features) if kv is None else kv
-        steer = self.steering(question, mask)
+    def compress(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+        """As `forward`. question: (b, q, d_llm) or (b, m, q, d_llm), mask alike."""
+        return self.glanced(self.patches(features), self.steering(question, mask))
+
+    def glanced(self, patches: Tensor, steer: Tensor | None) -> Tensor:
+        """Patches (b, V, k*k, width), steer (b, m, width) -> (b m, V, d_llm)."""
         seen = self.weights(patches, steer) @ patches  # (b, V, m glances, width)
         seen = seen.unflatten(2, (-1, len(self.query))).transpose(1, 2)  # (b, m, V, glances, width)
         if steer is not None:

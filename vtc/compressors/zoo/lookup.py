@@ -55,13 +55,12 @@ class Lookup(Glances):
         weights = (scores * width**-0.5).softmax(-1).unflatten(2, (m, q))
         return share.unsqueeze(1).to(weights.dtype) @ weights
 
-    def compress(self, features: Features, question: Tensor | None = None, mask=None, kv=None) -> Tensor:
-        """As `forward`; kv: kept `patches`."""
-        patches = self.patches(features) if kv is None else kv
+    def compress(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
+        patches = self.patches(features)
         weights = self.found(patches, question, mask)
         seen = weights.flatten(2, 3) @ patches  # (b, V, m finds, d_llm)
         seen = seen.unflatten(2, weights.shape[2:4]).flatten(3).transpose(1, 2)  # (b, m, V, finds d_llm)
-        glanced = super().compress(features, question, mask, kv=patches)  # (b m, V, d_llm)
+        glanced = self.glanced(patches, self.steering(question, mask))  # (b m, V, d_llm)
         return glanced + (seen @ self.hand_on.to(seen.dtype)).flatten(0, 1)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc import InputError
 from vtc.compressors.base import Compressor, Features, pick
 
 
@@ -21,13 +20,6 @@ def complement(index: Tensor, s: int) -> Tensor:
     """(b, n) -> (b, s - n): what is not in `index`, rising; a double there costs the lowest its place."""
     every = torch.arange(s, device=index.device).expand(len(index), -1)
     return every.scatter(1, index, -1).sort(-1).values[:, index.shape[1] :]
-
-
-def outlier_share(attention: Tensor) -> Tensor:
-    """(b, s) -> (b,) float64: share of patches above Q3 + 1.5 (Q3 - Q1) of their image."""
-    low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]).to(attention), dim=-1)
-    above = attention > (high + 1.5 * (high - low)).unsqueeze(-1)
-    return above.sum(-1).double() / attention.shape[-1]
 
 
 class Kept(NamedTuple):
@@ -66,9 +58,8 @@ def fold(
 class PruMerge(Compressor):
     """V - 1 patches by falling class attention, neighbours folded in, and one token for the rest.
 
-    plus: half of the kept are evenly spaced ones. adaptive: the share of outliers of each image decides how
-    many are kept (the release pools the batch); V is then a cap, and what is missing to V is padding, see
-    `with_mask`. normalise: weighted means in place of the release's sums.
+    plus: half of the kept are evenly spaced ones. normalise: weighted means in place of the release's sums.
+    The release keeps as many as the batch has outliers; here V is given, so that it can be compared.
 
     Inside the VLM it reads the attention and keys of the layer of `last`, averaged over heads (keys side by
     side): an approximation to the release, which reads its last layer as one wide head. The tower trained
@@ -78,25 +69,15 @@ class PruMerge(Compressor):
     needs_attention = True
     needs_keys = True
 
-    def __init__(self, *, plus: bool = False, adaptive: bool = False, normalise: bool = False, **shape):
+    def __init__(self, *, plus: bool = False, normalise: bool = False, **shape):
         super().__init__(**shape)
         self.plus, self.normalise = plus, normalise
-        self.exact_count = not adaptive
 
     def choose(self, attention: Tensor) -> Kept:
-        """Class attention (b, s) -> which patches stay; with `adaptive`, b = 1."""
-        s = attention.shape[1]
-        ranked = attention.argsort(dim=-1, descending=True, stable=True)
-        if self.exact_count:
-            n = self.tokens - 1
-            top = self.half_spaced(ranked, n) if self.plus else ranked[:, :n]
-            return Kept(top, complement(top, s))
-        share = float(outlier_share(attention)[0])
-        top = ranked[:, : int(s * share)]
-        if self.plus and share > 0:  # as released: three times as dense, never the last patch
-            extra = torch.arange(0, s - 1, int(int(1 / share) / 3), device=top.device)
-            top = torch.cat([top, extra[~torch.isin(extra, top)].view(1, -1)], 1)
-        return Kept(top, complement(top, s))
+        """Class attention (b, s) -> which patches stay."""
+        ranked, n = attention.argsort(dim=-1, descending=True, stable=True), self.tokens - 1
+        top = self.half_spaced(ranked, n) if self.plus else ranked[:, :n]
+        return Kept(top, complement(top, attention.shape[1]))
 
     @staticmethod
     def half_spaced(ranked: Tensor, n: int) -> Tensor:
@@ -107,27 +88,11 @@ class PruMerge(Compressor):
         at = (torch.arange(more, device=left.device) + 0.5) * left.shape[1] / max(more, 1)
         return torch.cat([top, left[:, at.long()]], 1)
 
-    def one(self, features: Features) -> Tensor:
-        """All tokens of a batch whose count is common to it."""
+    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
         attention = features.attention.float().mean(1)
         keys = features.keys.float().flatten(2)
-        return fold(features.last.float(), attention, keys, self.choose(attention), self.normalise)
-
-    def with_mask(self, features: Features, question: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.check(features, question)
-        tokens = features.last.new_zeros(len(features), self.tokens, self.d)
-        mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        for i in range(len(features)):
-            found = self.one(features[i : i + 1])[0].to(tokens.dtype)
-            if len(found) > self.tokens:  # keep the strongest and the token of the rest
-                found = torch.cat([found[: self.tokens - 1], found[-1:]])
-            tokens[i, : len(found)], mask[i, : len(found)] = found, True
-        return tokens, mask
-
-    def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
-        if self.exact_count:
-            return self.one(features).to(features.last.dtype)
-        return self.with_mask(features)[0]
+        tokens = fold(features.last.float(), attention, keys, self.choose(attention), self.normalise)
+        return tokens.to(features.last.dtype)
 
 
 class Zipped(NamedTuple):
@@ -142,9 +107,8 @@ class Zipped(NamedTuple):
 class VisionZip(Compressor):
     """The class token and the patches it attends to most, then c tokens that gather the rest -> (b, V, d).
 
-    contextual: c, by default the paper's share (10 of 64). A tower without a class token gives one patch
-    more in its place. As released a contextual token is its target *plus* the mean of what joins it;
-    normalise makes it the group's mean.
+    c is the paper's share (10 of 64). A tower without a class token gives one patch more in its place. As
+    released a contextual token is its target *plus* the mean of what joins it.
     """
 
     needs_attention = True
@@ -154,13 +118,9 @@ class VisionZip(Compressor):
     def possible(cls, grid: int) -> list[int]:
         return list(range(2, grid * grid + 1))
 
-    def __init__(self, *, contextual: int | None = None, normalise: bool = False, **shape):
+    def __init__(self, **shape):
         super().__init__(**shape)
-        self.contextual = contextual or max(1, round(self.tokens * 10 / 64))
-        self.normalise = normalise
-        if not 0 < self.contextual < self.tokens:
-            most = self.tokens - 1
-            raise InputError(f"visionzip: contextual must be 1 to V - 1 = {most}, got {contextual}")
+        self.contextual = max(1, round(self.tokens * 10 / 64))  # c
 
     def zip(self, features: Features) -> Zipped:
         attention = features.attention.float().sum(1)  # (b, s)
@@ -177,7 +137,7 @@ class VisionZip(Compressor):
         joined = F.one_hot(assigned, c).transpose(1, 2).to(x)  # (b, c, M - c)
         count = joined.sum(-1, keepdim=True)
         total, centre = joined @ pick(x, rest.gather(1, others)), pick(x, rest[:, target])
-        contextual = (centre + total) / (count + 1) if self.normalise else centre + total / count.clamp_min(1)
+        contextual = centre + total / count.clamp_min(1)
         dominant = pick(x, top.sort(-1).values)
         if first:
             dominant = torch.cat([features.cls.float().unsqueeze(1), dominant], 1)

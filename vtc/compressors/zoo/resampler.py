@@ -1,7 +1,7 @@
 """Learned queries that read the whole grid: MQT, Perceiver, LLaVA-Mini's compressor.
 
 MQT: arXiv 2405.19315, https://github.com/gordonhu608/MQT-LLaVA. LLaVA-Mini: arXiv 2501.03895,
-https://github.com/ictnlp/LLaVA-Mini. Perceiver (Flamingo): arXiv 2204.14198; its one-layer form is Qwen-VL's.
+https://github.com/ictnlp/LLaVA-Mini. Perceiver (Flamingo, arXiv 2204.14198) in its one-layer form: Qwen-VL's.
 """
 
 from __future__ import annotations
@@ -146,10 +146,9 @@ class MQT(Resampler):
     def possible(cls, grid: int) -> list[int]:
         return list(range(1, min(16, grid) ** 2 + 1))
 
-    def __init__(self, *, heads: int = 16, keys: str = "static", side: int | None = None, **shape):
-        side = side or min(16, shape["grid"])
-        self.rows = side**2
-        super().__init__(heads=heads, rows=self.rows, **shape)
+    def __init__(self, *, heads: int = 16, keys: str = "static", **shape):
+        side = min(16, shape["grid"])
+        super().__init__(heads=heads, rows=side**2, **shape)
         if keys not in ("static", "content"):
             raise InputError(f"mqt: keys='{keys}' is unknown, use 'static' (as released) or 'content'")
         self.content = keys == "content"
@@ -157,11 +156,6 @@ class MQT(Resampler):
         code = position_code(side, self.d).half().float()  # the release makes it in 16 bits
         self.place(code, resized(code, self.grid))
         self.project = nn.Parameter(torch.randn(self.d, self.d_out) * self.d**-0.5)
-
-    def check_tokens(self, tokens: int) -> int:
-        if tokens > self.rows:
-            raise InputError(f"{self.name} cannot give V = {tokens}: side=... gives it {self.rows} queries")
-        return super().check_tokens(tokens)
 
     def reads(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
         queries = self.query_norm(self.query[: self.tokens] + self.code[: self.tokens])
@@ -206,16 +200,14 @@ class LLaVAMini(Resampler):
 class Perceiver(Resampler):
     """V learned queries over mapped patches -> (b, V, d): content-keyed, the control for MQT.
 
-    depth=0: one cross-attention, `Q = LN(q) + p`, `K = LN(Wx) + p`, `U = LN(Wx)`, a linear map after
-    (Qwen-VL). depth=L: then L blocks of self-attention, cross-attention and MLP, each residual with its norm
-    before (Flamingo).
+    One cross-attention, `Q = LN(q) + p`, `K = LN(Wx) + p`, `U = LN(Wx)`, and a linear map after, as in
+    Qwen-VL.
     """
 
-    def __init__(self, *, heads: int = 8, depth: int = 0, **shape):
+    def __init__(self, *, heads: int = 8, **shape):
         super().__init__(heads=heads, rows=shape["tokens"], **shape)
         self.read = nn.Linear(self.d, self.d)
         self.project = nn.Linear(self.d, self.d)
-        self.blocks = nn.ModuleList(Block(self.d, heads) for _ in range(depth))
         side = math.ceil(self.tokens**0.5)
         self.place(position_code(side, self.d)[: self.tokens], position_code(self.grid, self.d))
 
@@ -223,24 +215,4 @@ class Perceiver(Resampler):
         return super().reads(Features(self.read(features.last)))
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
-        queries, keys, values = self.reads(features)
-        x = self.attend(queries, keys, values)
-        for block in self.blocks:
-            x = block(x, keys, values)
-        return self.project(x)
-
-
-class Block(nn.Module):
-    """Self-attention among the queries, cross-attention to the patches, MLP; residual, norms before."""
-
-    def __init__(self, d: int, heads: int):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for _ in range(3))
-        self.among, self.across = PackedAttention(d, heads), PackedAttention(d, heads)
-        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        y = self.norms[0](x)
-        x = x + self.among(y, y, y)
-        x = x + self.across(self.norms[1](x), keys, values)
-        return x + self.mlp(self.norms[2](x))
+        return self.project(super().compress(features))
