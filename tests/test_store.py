@@ -186,7 +186,7 @@ def test_recorded_rows_are_read_and_never_written(profile, tmp_path):
 def record_csv(profile, stem="x"):
     """The run's rows as the recorded ones, whatever their commit; the run's go."""
     cases = list(store.measured(stem, profile).values())
-    recording.write_csv(profile.recorded_rows / f"{stem}.csv", {stem: cases}, named=False)
+    recording.write_csv(profile.results / f"{stem}.csv", {stem: cases}, named=False)
     shutil.rmtree(store.folder(stem, profile))
 
 
@@ -419,7 +419,7 @@ def test_record_merges_case_by_case_keeps_the_newer_and_sorts(committed, capsys)
     old = replace(committed, data_version="an earlier one")
     store.table("x", old, [{"V": 7}], half)
     recording.write_csv(
-        committed.recorded_rows / "x.csv",
+        committed.results / "x.csv",
         {"x": [*store.measured("x", committed).values()]},
         named=False,
     )
@@ -446,14 +446,14 @@ def test_record_refuses_what_comes_from_uncommitted_code(profile, capsys, commit
     assert recorded() == 2
     told = capsys.readouterr().err
     assert told.startswith(f"vtc: x, case compressor=mean, V=4, seed=0: made from {said}")
-    assert told.count("\n") == 1 and not profile.recorded_rows.exists()
+    assert told.count("\n") == 1 and not profile.results.exists()
 
 
 def test_record_refuses_seeds_that_the_profile_did_not_plan(committed, capsys):
     store.table("x", committed, [{"V": 4, "seed": 9}], half)
     assert recorded() == 2
     assert "x, case V=4, seed=9: seed 9 is not in the plan of profile smoke (0)" in capsys.readouterr().err
-    assert not committed.recorded_rows.exists()
+    assert not committed.results.exists()
 
 
 def test_rows_of_another_machine_come_in_one_file(committed, tmp_path, capsys):
@@ -462,7 +462,7 @@ def test_rows_of_another_machine_come_in_one_file(committed, tmp_path, capsys):
     store.table("clock", committed, [{"V": "1 4", "on": True}], lambda case: {"ms": 2.5}, recipe_free=True)
     before = {stem: store.stored(stem, committed).dropna(axis=1) for stem in ("x", "clock")}
     assert recorded("--csv", str(tmp_path / "all.csv")) == 0
-    assert "2 cases" not in capsys.readouterr().out and not committed.recorded_rows.exists()
+    assert "2 cases" not in capsys.readouterr().out and not committed.results.exists()
     shutil.rmtree(committed.runs)
     assert recorded("--from", str(tmp_path / "all.csv")) == 0
     for stem, rows in before.items():

@@ -81,7 +81,6 @@ class Profile:
     world: WorldConfig = WorldConfig()  # what GridQA's images show and its questions ask for
     recompute: bool = False  # True: recorded rows are not looked at
     data_version: str = "gridqa-2"  # of the questions and images: another word where `vtc.data` makes others
-    recorded: str = ""  # folder under results/ that is shown until this recipe's rows are recorded
     run: str = field(default="")  # folder under runs/ (VTC_RUN names it too); else the profile's name
 
     @property
@@ -101,22 +100,7 @@ class Profile:
 
     @property
     def results(self) -> Path:
-        """Recorded rows that are shown, committed; read only."""
-        return ROOT / "results" / (self.recorded or self.name)
-
-    @property
-    def recorded_elsewhere(self) -> bool:
-        """Whether what is shown are rows that an earlier recipe made."""
-        return bool(self.recorded) and not self.recompute
-
-    @property
-    def shown(self) -> str:
-        """The recipe of the rows that are shown: its fingerprint, or the name of an earlier one's folder."""
-        return self.recorded if self.recorded_elsewhere else self.fingerprint
-
-    @property
-    def recorded_rows(self) -> Path:
-        """Where `vtc record` alone writes rows."""
+        """Recorded rows, committed; `vtc record` alone writes them."""
         return ROOT / "results" / self.name
 
     @property
@@ -169,7 +153,7 @@ class Profile:
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
-    *("recompute", "recorded", "run", "feature_bytes"),
+    *("recompute", "run", "feature_bytes"),
 )
 
 

@@ -11,11 +11,6 @@ from vtc.profiles import ROOT
 COLUMNS = {"misled": "shuffled", "looks": "attention_map"}  # theirs -> today's
 
 
-def today(row: dict[str, str]) -> dict[str, str]:
-    """A recorded row with today's column names; rows of today pass as they are."""
-    return {COLUMNS.get(name, name): text for name, text in row.items()}
-
-
 def rows(table: str) -> pd.DataFrame:
     """One of its tables, such as 02_errors."""
     return pd.read_csv(ROOT / "results" / "first-world" / f"{table}.csv").rename(columns=COLUMNS)

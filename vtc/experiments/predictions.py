@@ -115,7 +115,7 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 def recorded(p: Profile) -> pd.DataFrame:
     """predictions.csv as it was committed; InputError where the profile has none."""
-    path = p.recorded_rows / FILE
+    path = p.results / FILE
     if not path.exists():
         raise InputError(f"{path}: there are no predictions of profile {p.name}; write them before its sweep")
     return pd.read_csv(path)

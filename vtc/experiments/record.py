@@ -54,7 +54,7 @@ def merge(profile: Profile, stem: str, cases: list[dict]) -> str:
 
     Recorded rows that another recipe made go.
     """
-    path = profile.recorded_rows / f"{stem}.csv"
+    path = profile.results / f"{stem}.csv"
     before = store.read_csv(path)
     kept = {name: case for name, case in before.items() if case["recipe"] in ("", profile.fingerprint)}
     new = {store.name_of(case["case"], case["recipe"]): case for case in cases}

@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from vtc import InputError, files, progress
-from vtc.experiments import executor, first_world
+from vtc.experiments import executor
 from vtc.experiments.provenance import now, provenance
 from vtc.profiles import Profile
 
@@ -55,7 +55,7 @@ def table(
         raise InputError(
             f"{stem}: cases are measured by processes of its own; start this command without torchrun"
         )
-    recipe = "" if recipe_free or (measure is None and profile.recorded_elsewhere) else profile.fingerprint
+    recipe = "" if recipe_free else profile.fingerprint
     wanted, found = _look(stem, profile, cases, recipe)
     if measure is not None and len(found) < len(wanted):
         origin = provenance(profile) | {"recipe": recipe}  # the commit of now, whatever is edited meanwhile
@@ -82,8 +82,7 @@ def replay(
     """
     if profile.recompute or not profile.results.is_dir():
         return table(stem, profile, cases, measure, workers)
-    recipe = "" if profile.recorded_elsewhere else profile.fingerprint
-    wanted, found = _look(stem, profile, cases, recipe)
+    wanted, found = _look(stem, profile, cases, profile.fingerprint)
     if missing := len(wanted) - len(found):
         print(f"{missing} of {len(wanted)} cases of {stem} are not recorded yet: `{command}` measures them")
     return frame([row for name in wanted for row in found.get(name, [])])
@@ -92,7 +91,9 @@ def replay(
 def stored(stem: str, profile: Profile) -> pd.DataFrame:
     """Every row of a table there is, recorded (unless `profile.recompute`) and measured; measures nothing."""
     cases = _all(stem, profile).values()
-    return frame([row for case in cases if case["recipe"] in ("", profile.shown) for row in case["rows"]])
+    return frame(
+        [row for case in cases if case["recipe"] in ("", profile.fingerprint) for row in case["rows"]]
+    )
 
 
 def recorded(stem: str, profile: Profile) -> pd.DataFrame:
@@ -185,8 +186,8 @@ def read_csv(path: Path) -> dict[str, dict]:
         return found
     with path.open(newline="", encoding="utf-8") as file:
         for cells in csv.DictReader(file):
-            row = {n: (t or None) if n in TEXT else plain(t) for n, t in first_world.today(cells).items()}
-            names = [first_world.COLUMNS.get(name, name) for name in row.pop("key").split()]
+            row = {n: (t or None) if n in TEXT else plain(t) for n, t in cells.items()}
+            names = row.pop("key").split()
             row.pop("rows", None)  # how many a case has: written by the first edition
             case, recipe = {name: row[name] for name in names}, row.get("recipe") or ""
             group = {"case": case, "recipe": recipe, "rows": []}
