@@ -63,7 +63,7 @@ def test_the_committed_predictions_follow_from_the_pilots_rows() -> None:
     rows = pd.read_csv(ROOT / "results" / "pilots" / "laptop.csv")
     assert set(rows["seed"]).isdisjoint(P.recorded_seeds)
     again = predictions.predicted(P, rows[rows["kind"] == "told"], rows[rows["kind"] == "cell"])
-    committed = predictions.recorded(P)
+    committed = predictions.of(P, pd.DataFrame(), pd.DataFrame())
     assert list(committed.columns) == list(again.columns) and len(committed) == len(again)
     assert np.allclose(committed["predicted"], again["predicted"], atol=1e-4, equal_nan=True)
     assert (committed["label"].fillna("") == again["label"].fillna("")).all()

@@ -8,6 +8,8 @@ results/<profile>/predictions.csv was committed before the first recorded seed w
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 
@@ -61,16 +63,12 @@ def _grid(made: list[dict], form: str) -> dict[tuple[float, float], dict]:
 
 def _consequences(p: Profile, family: str, *grids: dict) -> list[dict]:
     """Exponents of the law through the predicted cells, and the best cells of four budgets at two Q."""
-    fits = [_law(_table(grid, family), family) for grid in grids]
-    rows = [
-        {
-            "kind": name,
-            "predicted": float(getattr(fits[0].law, name)),
-            "product": float(getattr(fits[1].law, name)),
-        }
-        for name in ("alpha", "beta")
-    ]
-    rows.append({"kind": "order"} | dict(zip(("predicted", "product"), (float(f.law.ratio) for f in fits))))
+    rows = []
+    with suppress(InputError):  # too few cells for a law
+        laws = [_law(_table(grid, family), family).law for grid in grids]
+        for kind, name in (("alpha", "alpha"), ("beta", "beta"), ("order", "ratio")):
+            both = (float(getattr(law, name)) for law in laws)
+            rows.append({"kind": kind} | dict(zip(("predicted", "product"), both)))
     for Q in p.winners_Q:
         best = [winners(_table(grid, family), family, Q) for grid in grids]
         for one, other in zip(*(frame.itertuples() for frame in best)):
@@ -97,7 +95,7 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for family in FAMILIES:
         error = rows[rows["V"] > 0].pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
-        spread = min(float(np.sqrt(error.var(axis=1, ddof=1).mean())), LARGEST_SPREAD)
+        spread = np.fmin(float(np.sqrt(error.var(axis=1, ddof=1).mean())), LARGEST_SPREAD)  # one seed: no sd
         mean, sizes = error.mean(axis=1), sorted(rows["N"].unique())
         for cell in said[(said["kind"] == "cell") & (said["family"] == family)].itertuples():
             N = min(sizes, key=lambda size: abs(size - cell.N))
@@ -113,22 +111,21 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def recorded(p: Profile) -> pd.DataFrame:
-    """predictions.csv as it was committed; InputError where the profile has none."""
+def of(p: Profile, parts: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """predictions.csv as it was committed; a profile without one: made in hindsight, which is said.
+
+    In hindsight they follow from this run's own marginals: the LLMs told in words, and the model of one size.
+    """
     path = p.results / FILE
-    if not path.exists():
-        raise InputError(f"{path}: there are no predictions of profile {p.name}; write them before its sweep")
-    return pd.read_csv(path)
+    if path.exists():
+        return pd.read_csv(path)
+    print(f"nothing was predicted for profile {p.name}: these follow from marginals of the same run")
+    return predicted(p, parts[parts["part"] == "llm"], rows[rows["N"] == p.size(p.zoo_size).N])
 
 
-def measured(p: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """The committed predictions of cells beside what was measured, see `cells`."""
-    return cells(recorded(p), rows)
-
-
-def consequences(p: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """The other predictions beside what was measured: exponents with their intervals, best cells."""
-    said, found = recorded(p), []
+def consequences(p: Profile, said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Predictions but those of cells beside what was measured: exponents with their intervals, best cells."""
+    found = []
     fits = frames.own_sweep(rows)
     for line in said[said["kind"] != "cell"].itertuples():
         row = {"kind": line.kind, "family": FAMILIES[line.family], "Q": line.Q, "predicted": line.predicted}
