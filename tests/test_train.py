@@ -575,6 +575,19 @@ def test_a_torch_without_onednn_trains_in_float32(monkeypatch):
         device.bf16_is_fast.cache_clear()
 
 
+def test_a_cpu_computes_wide_models_alone_in_bf16(smoke, monkeypatch):
+    """The width is the LLM's, whichever stage trains."""
+    monkeypatch.setattr(device, "bf16_is_fast", lambda kind: kind != "mps")
+    said = {kind: [device.in_bf16(kind, d) for d in (16, 95, 96)] for kind in ("cpu", "cuda", "mps")}
+    assert said == {"cpu": [False, False, True], "cuda": [True] * 3, "mps": [False] * 3}
+    dtypes = []
+    for d in (16, 128):
+        stage = stages._stage(smoke.recipe, "instruct", d, ("llm",))
+        with device.autocast("cpu", stage.d):
+            dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
 def test_the_next_batch_is_made_while_this_one_is_used():
     """As on an accelerator: in order, one ahead, errors where the batch is due."""
     made = []
