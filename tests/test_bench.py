@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vtc.experiments import store
 from vtc.figures import clock as draw
 from vtc.scaling import seconds
 
+LLM = f"smoke:{profiles.get('smoke').sizes[0].name}"
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
 
 
@@ -84,7 +86,7 @@ def test_training_and_first_token_are_clocked_and_say_where(tmp_path, monkeypatc
     p = profiles.get("smoke")
     row = pace.measure(p, pace.cases(p)[0], rounds=1)
     assert row["speedup"] > 0 and row["share_of_peak"] > 0
-    first = pace.first_token(p, {"size": "xs", "V": 16, "compressor": "quecc"}, rounds=1)
+    first = pace.first_token(p, {"size": p.sizes[0].name, "V": 16, "compressor": "quecc"}, rounds=1)
     assert first["ratio_low"] <= first["ratio"] <= first["ratio_high"]
     name = machine.device_name("cuda") if machine.has_cuda() else f"{machine.processor()} x 1"
     assert row["device"] == first["device"] == name
@@ -92,7 +94,7 @@ def test_training_and_first_token_are_clocked_and_say_where(tmp_path, monkeypatc
 
 @pytest.fixture(scope="module")
 def clock():
-    c = benchmark.case("smoke:xs", (0, 1, 16), ("quecc", "tokenpacker"), baseline=True, **SMALL)
+    c = benchmark.case(LLM, (0, 1, 16), ("quecc", "tokenpacker"), baseline=True, **SMALL)
     rows = pd.DataFrame([{**c, **row} for row in benchmark.measure(c)])
     again = rows.assign(repeat=1, **{name: rows[name] * 1.01 for name in ("median_ms", "low_ms", "high_ms")})
     return pd.concat([rows, again], ignore_index=True)
@@ -130,7 +132,7 @@ def test_the_stages_clocked_are_the_parts_of_generate(name):
     """Put behind each other they say what `VLM.generate` says; q = Q, as there the text is the question."""
     from vtc.benchmark.stages import Bench
 
-    c = benchmark.case("smoke:xs", (16,), (name,), baseline=True, Q=7, q=7, dtype="fp32", **SMALL)
+    c = benchmark.case(LLM, (16,), (name,), baseline=True, Q=7, q=7, dtype="fp32", **SMALL)
     bench = Bench(c)
     calls = bench.calls(16)
     first = bench.engine.first(calls[16, "", "prefill"]())
@@ -187,7 +189,7 @@ def test_prediction_recovers_a_machine_that_obeys_the_roofline(on):
 def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
     """Rows in runs/ make a device for the planner; its predictions lie near the very rows."""
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
-    p = profiles.get("laptop")
+    p = replace(profiles.get("laptop"), recorded="first-world")
     with pytest.raises(InputError, match="vtc bench"):
         clock_rows.here(p)
     for case in store.read_csv(p.results / "03_clock.csv").values():  # as if clocked here
@@ -203,7 +205,7 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
 
 
 def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
-    c = benchmark.case("smoke:xs", (1, 16), **SMALL)
+    c = benchmark.case(LLM, (1, 16), **SMALL)
     rows = benchmark.measure(c, memory_gb=0.02)  # less than one matrix takes
     assert [(row["tokens"], row["status"]) for row in rows] == [
         (1, benchmark.OUT_OF_MEMORY),
@@ -222,7 +224,7 @@ def test_only_the_v_that_do_not_fit_are_lost(monkeypatch, fits_alone):
         return [{"tokens": v, "status": "ok"} for v in V] if room else None
 
     monkeypatch.setattr(process, "_clocked", clocked)
-    rows = process.measure(benchmark.case("smoke:xs", (1, 16, 144), **SMALL))
+    rows = process.measure(benchmark.case(LLM, (1, 16, 144), **SMALL))
     assert tried == [[1, 16, 144], [144], [1, 16]]
     said = {row["tokens"]: row["status"] for row in rows}
     assert said == {1: "ok", 16: "ok", 144: "ok" if fits_alone else benchmark.OUT_OF_MEMORY}
@@ -300,7 +302,7 @@ def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
-    words = ["--profile", "smoke", "--llm", "smoke:xs", "--V", "1", "--budget-s", "0", "--Q", "5", "--q", "3"]
+    words = ["--profile", "smoke", "--llm", LLM, "--V", "1", "--budget-s", "0", "--Q", "5", "--q", "3"]
     assert bench.main(parser.parse_args([*words, "--csv", str(tmp_path / "rows.csv")])) == 0
     rows = pd.read_csv(tmp_path / "rows.csv")
     assert {"prefill", "decode"} <= set(rows["stage"]) and len(json.loads(rows["samples_ms"][0])) == rows[
@@ -398,7 +400,7 @@ def test_compressors_that_read_words_are_clocked_on_all_of_them(name, monkeypatc
         return check(self, features, question, **extra)
 
     monkeypatch.setattr(Compressor, "check", look)
-    Bench(benchmark.case("smoke:xs", (1,), compressors=[name], q=7, **SMALL)).rows()
+    Bench(benchmark.case(LLM, (1,), compressors=[name], q=7, **SMALL)).rows()
     assert seen and all(shape[-2] == 7 for shape in seen if shape is not None)
 
 

@@ -100,6 +100,43 @@ def test_tower_within_one_percent_of_the_instrumented_count(image, patch, layers
     assert shape.params == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.01)
 
 
+STEMS = [("smoke", (8, 16), 8), ("laptop", (16, 32), 8), ("deep", (4, 8, 12), 16), ("linear", (), 8)]
+
+
+@pytest.mark.parametrize("name, stem, patch", STEMS)
+def test_a_tower_with_a_stem_is_counted_as_it_is_built(name, stem, patch):
+    """Features of one token a patch; parameters to the last one; operations within one percent."""
+    import torch
+
+    from vtc.models.tower import Tower
+
+    shape = cost.TowerShape(d=32, layers=2, heads=2, patch=patch, levels=(1, 2), pixels=96, stem=stem)
+    tower, images = Tower(shape).eval(), torch.zeros(3, 96, 96, 3, dtype=torch.uint8)
+    seen = counted(lambda: tower(images))
+    assert cost.tower_pass(shape, 3).flops == pytest.approx(seen, rel=0.01)
+    left = ("visual.ln_post", "visual.proj")  # what only CLIP's own output passes through
+    built = sum(p.numel() for name, p in tower.named_parameters() if not name.startswith(left))
+    assert shape.params == built
+    with torch.no_grad():
+        features = tower(images)
+    assert features.last.shape == (3, shape.s, 32) and shape.s == (96 // patch) ** 2
+    assert features.levels.shape == (3, shape.s, shape.d_levels)
+
+
+def test_profiles_have_towers_with_such_stems():
+    towers = {name: profiles.get(name).tower for name in ("smoke", "laptop", "gpu")}
+    assert [tower.stem for tower in towers.values()] == [(8, 16), (16, 32), (16, 32)]
+    assert [tower.g for tower in towers.values()] == [12, 12, 24]
+
+
+@pytest.mark.parametrize("stem, patch", [((8, 16), 4), ((8,), 8), ((8, 16, 32), 8)])
+def test_a_stem_that_gives_other_patches_is_said_in_one_line(stem, patch):
+    made = 2 ** (len(stem) + 1)
+    with pytest.raises(InputError, match=f"gives patches of {made} pixels, not of {patch}") as error:
+        cost.TowerShape(d=32, layers=1, heads=2, patch=patch, levels=(1,), pixels=96, stem=stem)
+    assert "\n" not in str(error.value)
+
+
 def test_presets_have_the_sizes_they_are_named_for():
     billions = {name: shape.params / 1e9 for name, shape in cost.LLMS.items()}
     published = {"qwen1.5-0.5b": 0.464, "qwen1.5-1.8b": 1.837, "qwen1.5-4b": 3.950, "qwen1.5-7b": 7.721}

@@ -6,11 +6,11 @@ import re
 import altair as alt
 import numpy as np
 import pandas as pd
+import planted
 import pytest
 
 from vtc import figures, profiles
 from vtc.evaluation import compare, summary
-from vtc.experiments import store
 from vtc.figures import sweep as sweep_figures
 from vtc.figures import zoo as zoo_figures
 
@@ -103,55 +103,56 @@ def test_the_theme_is_on_and_legible():
         assert 1.05 / (luminance(colour) + 0.05) >= 4.5  # contrast on white
 
 
+P = profiles.get("laptop")
+
+
 @pytest.fixture(scope="module")
-def recorded() -> dict[str, pd.DataFrame]:
-    """The first world's rows: the sweep, and what shares its LLM with the zoo."""
-    p = profiles.get("laptop")
-    sweep, zoo = (store.recorded(stem, p) for stem in ("02_errors", "05_zoo"))
-    zoo = pd.concat([zoo, sweep], ignore_index=True)
-    zoo = zoo[(zoo["size"] == "m") & zoo["V"].isin([1, 4, 9, 16, 36])]
-    return {"sweep": sweep, "zoo": zoo, "few": zoo[zoo["compressor"].isin(["quecc", "tokenpacker", "pool"])]}
+def rows() -> dict[str, pd.DataFrame]:
+    """A planted sweep, and compressors beside it with one of its LLMs."""
+    one, V = (P.size(P.zoo_size),), (1, 4, 9, 16, 36)
+    few = planted.cells(P, ("quecc", "tokenpacker", "pool"), V, one, (0, 1))
+    nested = planted.cells(P, ("mqt", "mqt_nested", "m3", "pool_after"), V, one, (0, 1))
+    sweep = planted.cells(P, ("tokenpacker_nested",), P.V, P.sizes, (0, 1))
+    return {"sweep": sweep, "zoo": pd.concat([few, nested], ignore_index=True), "few": few}
 
 
-def test_figures_draw_what_evaluation_computes(recorded):
+def test_figures_draw_what_evaluation_computes(rows):
     """A figure holds no statistics: its rows are those of `summary`, cell by cell."""
-    p = profiles.get("laptop")
-    rows = figures.drawn(sweep_figures.errors(recorded["sweep"], p))
-    wanted = summary.by_family(recorded["sweep"])
-    pd.testing.assert_frame_equal(rows[wanted.columns], wanted)
-    rows = figures.drawn(zoo_figures.errors(recorded["few"], p))
-    wanted = summary.by_family(recorded["few"], ("compressor", "V"))
-    pd.testing.assert_frame_equal(rows[wanted.columns], wanted)
-    regimes = figures.drawn(sweep_figures.regimes(recorded["sweep"], p)).dropna(subset="task")
-    assert regimes["gain from N"].tolist() == summary.gains(recorded["sweep"])["gain from N"].tolist()
+    drawn = figures.drawn(sweep_figures.errors(rows["sweep"], P))
+    wanted = summary.by_family(rows["sweep"])
+    pd.testing.assert_frame_equal(drawn[wanted.columns], wanted)
+    drawn = figures.drawn(zoo_figures.errors(rows["few"], P))
+    wanted = summary.by_family(rows["few"], ("compressor", "V"))
+    pd.testing.assert_frame_equal(drawn[wanted.columns], wanted)
+    regimes = figures.drawn(sweep_figures.regimes(rows["sweep"], P)).dropna(subset="task")
+    assert regimes["gain from N"].tolist() == summary.gains(rows["sweep"])["gain from N"].tolist()
 
 
-def test_every_v_measured_has_its_tick(recorded):
+def test_every_v_measured_has_its_tick(rows):
     """Once 1, 9 and 36 had none: the theme's count of ticks thinned out the values that were given."""
     picture = io.StringIO()
-    sweep_figures.errors(recorded["sweep"], profiles.get("laptop")).save(picture, format="svg")
+    sweep_figures.errors(rows["sweep"], P).save(picture, format="svg")
     labels = re.findall(r">(\d+)</text>", picture.getvalue())
     assert {"0", "1", "4", "9", "16", "36", "144"} <= set(labels)
     axis = figures.tokens(pd.Series([1, 4, 16])).to_dict()
     assert axis["scale"]["type"] == "log" and axis["axis"]["values"] == [1, 4, 16]
 
 
-def test_every_figure_of_the_zoo_can_be_drawn(recorded):
-    p, few = profiles.get("laptop"), recorded["few"]
-    tasks = store.recorded("02_asked", p)["tasks"][0].split()
+def test_every_figure_of_the_zoo_can_be_drawn(rows):
+    p, few = P, rows["few"]
     priced = compare.with_cost(few, p)
     patches = pd.DataFrame(
         {"compressor": "quecc", "question": "?", "x": [0, 1], "y": [0, 0], "weight": [1.0, 0]}
     )
     image = np.zeros((2, 2, 3), np.uint8)
     charts = [
-        sweep_figures.tasks(recorded["sweep"], p),
+        sweep_figures.tasks(rows["sweep"], p),
         zoo_figures.tasks(few, p),
-        zoo_figures.differences(compare.differences(few, tasks, "quecc"), "quecc"),
+        zoo_figures.differences(compare.differences(few, planted.TASKS, "quecc"), "quecc"),
         zoo_figures.at_cost(priced, p),
         zoo_figures.frontier(priced, compare.frontier(priced), p),
-        zoo_figures.ranked(recorded["zoo"], p),
-        zoo_figures.once_or_each(recorded["zoo"], p),
+        zoo_figures.ranked(rows["zoo"], p),
+        zoo_figures.once_or_each(rows["zoo"], p),
         zoo_figures.taken(patches, image, p),
         zoo_figures.attention_maps(patches, image, p),
     ]

@@ -145,7 +145,7 @@ def test_two_sizes_of_request_keep_their_own_cache_and_the_longer_is_larger():
 def test_training_and_answering_have_the_same_logits(kind, span):
     """Several images, unequal questions, all at once and cached, against training's pass over each alone."""
     model, seen = vlm(kind, span), features(3)
-    texts = [["how many digits ?", "describe ?"], ["what shape is the red one ?"], ["read the digits ?"] * 2]
+    texts = [["x7 y2 owl ?", "land ?"], ["x5 y7 owl whence ?"], ["x3 y5 read ?"] * 2]
     said = generate.answers(model, seen, texts, 3)
     assert len({answer for row in said for answer in row}) > 1
     if kind == "D":
@@ -163,7 +163,7 @@ def test_training_and_answering_have_the_same_logits(kind, span):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_later_turn_is_the_same_text_asked_as_one_long_prompt(kind):
     model, seen = vlm(kind), features(2)
-    turns = [["how many digits ?", "describe ?", "read ?  ?"], ["what shape is the red one ?"]]
+    turns = [["x7 y2 owl ?", "land ?", "read ?  ?"], ["x5 y7 owl whence ?"]]
     said = model.generate(seen, turns, 3, conversation=True)
     assert said[0] != model.generate(seen, turns, 3)[0]  # what was said before is heard
     told = f"{turns[0][0]} {said[0][0]} <end> {turns[0][1]}"
@@ -176,7 +176,7 @@ def test_a_later_turn_is_the_same_text_asked_as_one_long_prompt(kind):
 @pytest.mark.parametrize("kind", ["A", "steered", "prefix"])
 def test_a_conversation_is_learnt_as_its_turns_with_all_that_was_said_before(kind):
     model, seen, ids = vlm(kind), features(1), make_tokenizer()
-    words = [("how many digits ?", "3"), ("describe ?", "red circle"), ("what shape is red ?", "circle")]
+    words = [("x7 y2 owl ?", "3"), ("land ?", "new apple"), ("more 3 than 5 ?", "yes")]
     turns = [(ids(q)["input_ids"], [*ids(a)["input_ids"], ids.eos_token_id]) for q, a in words]
     steered = model.compressor.needs_question
     packed = pack([conversation(turns, steered)], ids.pad_token_id)
@@ -195,11 +195,11 @@ def test_the_engine_is_kept_until_weights_change():
     assert generate.engine_of(model.llm, torch.float32) is first
     assert generate.engine_of(model.llm, torch.bfloat16) is not first
     first = generate.engine_of(model.llm, torch.float32)
-    before = model.generate(features(1), ["describe ?"])
+    before = model.generate(features(1), ["land ?"])
     with torch.no_grad():
         model.llm.lm_head.weight.copy_(model.llm.lm_head.weight.flip(0))
     assert generate.engine_of(model.llm, torch.float32) is not first
-    assert model.generate(features(1), ["describe ?"]) != before
+    assert model.generate(features(1), ["land ?"]) != before
     model.train()
     assert model.llm not in generate._BUILT
 
@@ -233,10 +233,10 @@ def test_images_are_seen_by_the_quick_tower_until_its_weights_change():
     model.tower = tower = Tower(P.tower).eval().requires_grad_(False)
     shape = (2, P.pixels, P.pixels, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    asked = ["what shape is the red one ?"] * 2
+    asked = ["x5 y7 owl whence ?"] * 2
     assert model.generate(images, asked) == model.generate(tower(images), asked)
     quick = generate.quick_tower(tower)
     assert quick is not tower and generate.quick_tower(tower) is quick
     torch.testing.assert_close(quick(images).levels, tower(images).levels, atol=1e-4, rtol=0.02)
-    tower.visual.conv1.weight.mul_(2)
+    tower.visual.conv1[0].weight.mul_(2)
     assert generate.quick_tower(tower) is not quick

@@ -45,13 +45,13 @@ def lessons() -> ImageLessons:
     )
 
 
-def seeing(told: VLM) -> VLM:
+def seeing(told: VLM, compressor: str = "tokenpacker", V: int = 4) -> VLM:
     config = VLMConfig(
         llm=told.llm.config.to_dict(),
         tower=asdict(TOWER),
         grid=12,
-        compressor="tokenpacker",
-        tokens=4,
+        compressor=compressor,
+        tokens=V,
         span=16,
     )
     return VLM(config, copy.deepcopy(told.llm), TOKENIZER)
@@ -157,6 +157,43 @@ def test_the_align_stage_brings_tokens_to_their_words(told: VLM, lessons: ImageL
     fit(learner, Stage("align", 60, 1e-2, ("model.compressor",), 100), lessons.batch, None)
     assert np.mean([learner(*given).item() for given in some if given[2]]) < 0.7 * before
     assert torch.equal(frozen, learner.model.llm.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", "quecc"])
+@pytest.mark.parametrize("V", [16, 36, 144])
+def test_tokens_in_the_order_of_the_prompt_are_compared_with_their_own_windows(
+    told: VLM, lessons: ImageLessons, monkeypatch: pytest.MonkeyPatch, compressor: str, V: int
+) -> None:
+    """Tokens that are their windows' words already lose nothing; beyond the span they stand by blocks."""
+    model = seeing(told, compressor, V)
+    learner, (packed, features, _) = InWords(model), lessons.batch(0, Share()).inputs
+    m = packed.lengths.shape[1] if model.compressor.needs_question else 1
+    order, (wanted, _) = model.slot.order, learner.target(packed.scene_text, V)
+    assert (order is not None) == (V > 16) and packed.lengths.shape[1] == 3
+
+    def shown(tokens: torch.Tensor) -> float:
+        monkeypatch.setattr(VLM, "encode_image", lambda *_: (tokens.repeat(1, m, 1), None))
+        return learner(packed, features, V).item()
+
+    assert shown(wanted if order is None else wanted[:, order]) == pytest.approx(0, abs=1e-6)
+    assert shown(wanted.flip(1)) > 0.1
+    if order is not None:
+        assert shown(wanted) > 0.1
+
+
+def test_a_steered_compressor_is_aligned_for_each_question(told: VLM, lessons: ImageLessons) -> None:
+    """Its loss is the mean over questions of what each alone would give, and only the compressor learns."""
+    learner, (packed, features, _) = InWords(seeing(told, "quecc")), lessons.batch(0, Share()).inputs
+    whole = learner(packed, features, 4)
+    alone = []
+    for k in range(3):
+        one = replace(packed, questions=packed.questions[:, [k]], lengths=packed.lengths[:, [k]])
+        alone.append(learner(one, features, 4))
+    assert whole.item() == pytest.approx(torch.stack(alone).mean().item(), abs=1e-6)
+    assert len({loss.item() for loss in alone}) == 3
+    learner.model.llm.requires_grad_(False)
+    whole.backward()
+    assert all(p.grad is not None for p in learner.model.compressor.parameters())
 
 
 def test_the_llm_learns_at_a_share_of_the_rate(told: VLM, lessons: ImageLessons) -> None:

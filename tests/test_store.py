@@ -113,6 +113,7 @@ def test_a_changed_number_of_the_recipe_leaves_old_rows_weights_and_features_unu
         {"tower": replace(profile.tower, d=64)},
         {"sizes": (replace(profile.sizes[0], d_ff=64), *profile.sizes[1:])},
         {"images_train": 129},
+        {"world": replace(profile.world, lands=31)},
         {"data_version": "another world"},
     ]
     for n, change in enumerate(changes):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -17,15 +18,17 @@ from safetensors.torch import save_file
 import vtc
 from vtc import data, machine, profiles
 from vtc.compressors.base import Features
-from vtc.evaluation import ask, scores
+from vtc.evaluation import ask, exam, scores
+from vtc.evaluation.benchmarks import edit_similarity
 from vtc.experiments import sweep
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import text_model
 from vtc.shapes import LLMShape
 from vtc.training import device, features, stages, tower, user_data
-from vtc.training.batches import Bank, batches
+from vtc.training.batches import Bank, Question, batches
 from vtc.training.checkpoints import notes_of
 from vtc.training.device import Batch, Share
+from vtc.training.lessons import Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
 from vtc.training.optim import Muon
@@ -39,73 +42,78 @@ def smoke(tmp_path_factory):
         yield profiles.get("smoke")
 
 
+WORLD = data.WorldConfig(lands=2, entities=4, offset=1.0)
+
+
+def bank(scenes: data.Scenes, split: str = "train", each: int = 6) -> Bank:
+    """Questions of every kind about every scene, as people's own data are."""
+    rows = np.repeat(np.arange(len(scenes)), each)
+    rng = np.random.default_rng(0)
+    asked = data.ask_any(scenes, rows, data.Facts(data.WorldConfig()), split, rng, (1, 1, 1, 1), 0.2)
+    questions = [Question(int(asked.scene[i]), *asked.text(i)) for i in range(len(asked))]
+    return Bank(questions, make_tokenizer())
+
+
 class Killed(Exception):
     pass
 
 
 def test_one_cell_through_the_whole_path(smoke):
     """Real classes at toy size: tower, text stage, align, instruct, answers, row; the same row twice."""
-    case = {"size": "xs", "V": 16, "compressor": "tokenpacker", "seed": 0}
+    size = smoke.sizes[0]
+    case = {"size": size.name, "V": 16, "compressor": "tokenpacker", "seed": 0}
     row = sweep.measure(smoke, case)
-    assert row["questions"] == len(ask.questions(smoke)) == len(scores.unpack(row["scores"]))
-    assert row["N"] == sum(
-        p.numel() for n, p in make_llm(smoke.size("xs"), 9).named_parameters() if "embed" not in n
-    )
+    assert row["questions"] == len(exam.exam(smoke)) == len(scores.unpack(row["scores"]))
+    assert row["N"] == sum(p.numel() for n, p in make_llm(size, 9).named_parameters() if "embed" not in n)
     assert row["device"] == machine.device_name("cpu") and row["dtype"] in ("bf16", "float32")
     same = ("loss", "scores", "error_reasoning", "error_ocr", "tower_hash", "llm_hash")
     again = sweep.measure(smoke, case)
     assert [row[k] for k in same] == [again[k] for k in same]
 
 
-def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch):
-    """The second V costs no step, and has the same loss and other answers."""
-    cases = [{"size": "xs", "V": v, "compressor": "m3", "seed": 0} for v in stages.nested_budgets(smoke)]
-    rows = [sweep.measure(smoke, cases[0])]
+@pytest.mark.parametrize("name", ["tokenpacker_nested", "mqt_nested"])
+def test_a_compressor_trained_once_serves_every_V(smoke, monkeypatch, name):
+    """Whichever V comes first trains for all, no image and every patch too; others cost no step."""
+    p = replace(smoke, V=(0, 1, smoke.s))
+    assert stages.nested_budgets(p, name) == p.V
+    cases = [stages.Case(p.sizes[0].name, V, name, 0) for V in p.V]
+    model, notes = stages.train(p, cases[0])
+    assert model.V == 0
     monkeypatch.setattr(stages, "fit", lambda *_: pytest.fail("trained again"))
-    rows += [sweep.measure(smoke, case) for case in cases[1:]]
-    assert len(rows) > 1 and len({row["loss"] for row in rows}) == 1
-    assert len({row["scores"] for row in rows}) > 1
+    seen, logits = features.features(p, "test")[:4].to(torch.float32), [notes["loss"]]
+    packed = bank(data.scenes_of(p, "test"), "test").pack([[6 * i, 6 * i + 1] for i in range(4)])
+    for case in cases[1:]:
+        other, again = stages.train(p, case)
+        assert other.V == case.V and again == notes
+        assert torch.equal(other.llm.model.norm.weight, model.llm.model.norm.weight)
+        with torch.no_grad():
+            logits.append(other.logits(packed, seen))
+            assert torch.equal(logits[-1], other.logits(packed, seen))
+            assert not torch.equal(logits[-1], model.logits(packed, seen))
+    assert not torch.equal(logits[1], logits[2])
 
 
-@pytest.mark.parametrize("name, seen", [("lookup", [16, None]), ("lookup_unaligned", [None, None])])
+@pytest.mark.parametrize("name, seen", [("lookup", [16, 1]), ("lookup_unaligned", [1, 1])])
 def test_a_compressor_may_be_aligned_at_more_tokens(smoke, monkeypatch, name, seen):
-    """What each stage's first batch says of V: nothing, or that of the align stage."""
+    """The V of each stage's first batch: that of the case, or more where it is aligned."""
     drawn = []
 
     def fit(model, stage, batch, folder):
-        drawn.append(next((v for v in batch(0, Share()).inputs[2:]), None))
+        drawn.append(batch(0, Share()).inputs[2])
         return {"loss": 0.0, "seconds": 1.0}
 
     monkeypatch.setattr(stages, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
     monkeypatch.setattr(stages, "fit", fit)
-    stages.train(smoke, stages.Case("xs", 1, name, 0))
+    stages.train(smoke, stages.Case(smoke.sizes[0].name, 1, name, 0))
     assert drawn == seen
 
 
 def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
     rows = {}
     for name in ("quecc_light", "quecc_unasked"):
-        rows[name] = sweep.measure(smoke, {"size": "xs", "V": 1, "compressor": name, "seed": 0})
+        rows[name] = sweep.measure(smoke, {"size": "d16", "V": 1, "compressor": name, "seed": 0})
     assert len(rows["quecc_light"]["shuffled"]) == len(rows["quecc_light"]["scores"])
     assert rows["quecc_unasked"]["shuffled"] == ""
-
-
-def test_training_lowers_the_loss(smoke):
-    """Thirty steps on eight scenes: far below the loss of guessing among all words."""
-    tokenizer = make_tokenizer()
-    scenes = data.make_scenes(8, "train", seed=0)
-    bank = Bank(
-        data.ask(scenes, ("digits", "max"), "text", 0),
-        tokenizer,
-        [data.in_words(scenes, i) for i in range(8)],
-    )
-    torch.manual_seed(0)
-    model = text_model(make_llm(smoke.size("s"), len(tokenizer)), tokenizer)
-    stage = Stage("text", 30, 3e-3, ("llm",), 1000)
-    notes = fit(
-        model, stage, lambda step, share: Batch((bank.draw(8, 2, np.random.default_rng(step))[0],)), None
-    )
-    assert notes["loss"] < 0.5 * np.log(len(tokenizer))
 
 
 def test_muon_moves_every_matrix_as_torchs_does():
@@ -127,31 +135,25 @@ def test_muon_moves_every_matrix_as_torchs_does():
 
 def test_the_bank_packs_what_it_was_given():
     tokenizer = make_tokenizer()
-    questions = [
-        data.Question(0, "x", "how many digits ?", "3"),
-        data.Question(0, "y", "read the digits ?", "1 2 3"),
-    ]
-    bank = Bank(questions, tokenizer)
-    packed = bank.pack([[0, 1]], np.zeros(1, int))
-    assert tokenizer.decode(packed.ids[0]) == "how many digits ? 3 <end> read the digits ? 1 2 3 <end>"
-    assert packed.segment[0].tolist() == [0] * 6 + [1] * 8
-    assert packed.position[0].tolist() == [*range(6), *range(8)]
+    texts = [("count 7 ?", "3"), ("x3 y5 owl ?", "1 new apple")]
+    packed = Bank([Question(0, *text) for text in texts], tokenizer).pack([[0, 1]])
+    assert tokenizer.decode(packed.ids[0]) == "count 7 ? 3 <end> x3 y5 owl ? 1 new apple <end>"
+    assert packed.segment[0].tolist() == [0] * 5 + [1] * 8
+    assert packed.position[0].tolist() == [*range(5), *range(8)]
     said = [
         tokenizer.decode(packed.ids[0][(packed.weight[0] > 0) & (packed.segment[0] == k)]) for k in (0, 1)
     ]
-    assert said == ["3 <end>", "1 2 3 <end>"]
+    assert said == ["3 <end>", "1 new apple <end>"]
     assert packed.weight.sum() == pytest.approx(2)
-    assert [tokenizer.decode(q, skip_special_tokens=True) for q in packed.questions[0]] == [
-        "how many digits ?",
-        "read the digits ?",
-    ]
+    asked = [tokenizer.decode(q, skip_special_tokens=True) for q in packed.questions[0]]
+    assert asked == [question for question, _ in texts]
 
 
 def test_the_bank_pads_questions_as_its_tokenizer_does():
     tokenizer = make_tokenizer()
     tokenizer.pad_token = "<end>"
-    bank = Bank([data.Question(0, "x", q, "3") for q in ("describe ?", "read the digits ?")], tokenizer)
-    padded = bank.pack([[0, 1]], np.zeros(1, int)).questions[0]  # (2, 4)
+    questions = [Question(0, text, "3") for text in ("land ?", "x3 y5 read ?")]
+    padded = Bank(questions, tokenizer).pack([[0, 1]]).questions[0]  # (2, 4)
     assert (padded == tokenizer.pad_token_id).tolist() == [[False, False, True, True], [False] * 4]
 
 
@@ -160,7 +162,7 @@ def test_the_bank_pads_questions_as_its_tokenizer_does():
     [("1 2 3", "1 2 3", 1), ("", "1 2", 0), ("1 3", "1 2 3", 2 / 3), ("3 2 1", "1 2 3", 1 / 3), ("", "", 1)],
 )
 def test_edit_similarity_by_hand(said, right, similarity):
-    assert scores.edit_similarity(said, right) == pytest.approx(similarity)
+    assert edit_similarity(said, right) == pytest.approx(similarity)
 
 
 def test_packed_scores_come_back():
@@ -169,14 +171,16 @@ def test_packed_scores_come_back():
 
 
 def test_errors_average_tasks_not_questions():
-    asked = [data.Question(0, t, "?", "a") for t in data.TASKS] + [data.Question(0, "max", "?", "a")] * 3
-    row = scores.errors(asked, [float(q.task == "max") for q in asked])
-    assert row["error_reasoning"] == pytest.approx(1 - 1 / len(data.REASONING)) and row["error_ocr"] == 1
+    frame = pd.DataFrame({"task": [*exam.TASKS, *["recall"] * 3]})
+    asked = exam.Exam(None, (), frame)
+    row = scores.errors(asked, (frame["task"] == "recall").to_numpy(float))
+    assert row["error_reasoning"] == 1 and row["error_ocr"] == 0.5
+    assert row["score_recall"] == 1 and row["questions"] == len(frame)
 
 
 def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
     cached = features.features(smoke, "test", selecting=True)
-    images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
+    images = torch.from_numpy(data.render(data.scenes_of(smoke, "test"), "test", smoke.pixels, range(3)))
     with torch.no_grad():
         fresh = tower.pretrained(smoke)(images, selecting=True)
     assert torch.allclose(cached.levels[:3].float(), fresh.levels, atol=0.1, rtol=0.05)  # the cache is bf16
@@ -194,12 +198,12 @@ def test_tower_features_are_the_same_from_the_cache_and_anew(smoke):
 
 def test_a_tower_sees_smaller_images(smoke):
     """At its own size nothing changes; of a smaller image it sees as few patches as were asked for."""
-    images = torch.from_numpy(data.render(tower.images_of(smoke, "test"), "test", smoke.pixels, range(3)))
+    images = torch.from_numpy(data.render(data.scenes_of(smoke, "test"), "test", smoke.pixels, range(3)))
     eyes = tower.pretrained(smoke)
     with torch.no_grad():
         whole, same, few = eyes(images), eyes(images, side=smoke.g), eyes(images, side=3)
         dot = images.clone()
-        dot[0, -1, -1] = 255 - dot[0, -1, -1]  # one pixel of the first image
+        dot[0, -8:, -8:] = 255 - dot[0, -8:, -8:]  # the last patch of the first image
         moved = (eyes(dot, side=3).last - few.last).abs().amax((1, 2))
     assert torch.allclose(whole.levels, same.levels, atol=1e-5)
     assert few.last.shape == (3, 9, smoke.tower.d)
@@ -207,15 +211,16 @@ def test_a_tower_sees_smaller_images(smoke):
 
 
 def test_a_checkpoint_tower_also_gives_its_class_token(smoke, tmp_path):
-    vision = {"image_size": smoke.pixels, "layers": 2, "width": 32, "patch_size": 4, "head_width": 16}
+    vision = {"image_size": smoke.pixels, "layers": 2, "width": 32, "patch_size": smoke.tower.patch}
+    vision["head_width"] = 16
     text = {"context_length": 4, "vocab_size": 8, "width": 32, "heads": 2, "layers": 1}
     config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     save_file(open_clip.model.CLIP(**config).state_dict(), tmp_path / "open_clip_model.safetensors")
-    p = replace(smoke, tower=replace(smoke.tower, checkpoint=str(tmp_path)), run="checkpoint-tower")
+    p = replace(smoke, tower=replace(smoke.tower, stem=(), checkpoint=str(tmp_path)), run="checkpoint-tower")
     eyes, out = tower.pretrained(p), []
     eyes.visual.transformer.resblocks[1].register_forward_hook(lambda _, x, y: out.append(y[:, 0]))
-    images = torch.from_numpy(data.render(tower.images_of(p, "test"), "test", p.pixels, range(3)))
+    images = torch.from_numpy(data.render(data.scenes_of(p, "test"), "test", p.pixels, range(3)))
     seen = eyes(images, selecting=True)
     assert torch.equal(seen.cls, out[0])
     assert torch.allclose(features.features(p, "test", selecting=True).cls[:3].float(), seen.cls, atol=0.1)
@@ -223,12 +228,11 @@ def test_a_checkpoint_tower_also_gives_its_class_token(smoke, tmp_path):
 
 
 def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
-    case = stages.Case("xs", 4, "quecc_distilled", 0)
+    case = stages.Case(smoke.sizes[0].name, 4, "quecc_distilled", 0)
     model, notes = stages.train(smoke, case)
     assert not any("auxiliary" in name for name in model.state_dict())
-    guided = WithAuxiliaryLoss(model)
-    questions = Bank(data.ask(tower.images_of(smoke, "test"), ("read",), "test", 0), model.tokenizer)
-    packed, rows = questions.draw(2, 3, np.random.default_rng(0))
+    guided = WithAuxiliaryLoss(model, model.compressor)
+    packed, rows = bank(data.scenes_of(smoke, "test"), "test").draw(2, 3, np.random.default_rng(0))
     seen = features.features(smoke, "test")[torch.from_numpy(rows)].to(torch.float32)
     own = model(packed, seen)
     guided.auxiliary.weight = 0.0
@@ -241,34 +245,34 @@ def test_a_guided_model_keeps_its_own_loss_and_leaves_the_decoder_behind(smoke):
 
 @pytest.mark.parametrize("name", ["prumerge_plus", "visionzip", "tome", "dct", "downsample_image"])
 def test_compressors_without_training_go_the_whole_way(smoke, name):
-    case = {"size": "xs", "V": 16, "compressor": name, "seed": 0}
+    case = {"size": smoke.sizes[0].name, "V": 16, "compressor": name, "seed": 0}
     assert 0 <= sweep.measure(smoke, case)["error_reasoning"] <= 1
 
 
 @pytest.mark.parametrize(
-    "bad, good, said",
+    "name, V, options, said",
     [
-        (stages.Case("xs", 4, "fastv", 0), stages.Case("m", 4, "fastv", 0), "layer 2"),
-        (
-            stages.Case("m", 4, "fastv", 0, '{"layer": 3}'),
-            stages.Case("xs", 4, "fastv", 0, '{"layer": 1}'),
-            "3",
-        ),
-        (stages.Case("m", 7, "mqt_nested", 0), stages.Case("m", 9, "mqt_nested", 0), "0 .*, 1, 4, 9, 16, 36"),
+        ("fastv", 4, '{"layer": 3}', "drops tokens at layer 3: take an LLM of more than 3"),
+        ("mqt_nested", 7, "{}", "trains mqt_nested for 0, 1, 4, 9, 16, 36"),
+        ("quecc", 5, "{}", "can give 0 .no image., 1, 4, 9, 16"),
     ],
 )
-def test_cases_that_would_fail_later_are_said_before_any_work(bad, good, said):
+def test_cases_that_would_fail_later_are_said_before_any_work(name, V, options, said):
     laptop = profiles.get("laptop")
-    stages.check(laptop, good)
+    size = laptop.sizes[0]
+    assert size.layers == 3
+    stages.check(laptop, stages.Case(size.name, 9, name, 0))
     with pytest.raises(vtc.InputError, match=said):
-        stages.check(laptop, bad)
+        stages.check(laptop, stages.Case(size.name, V, name, 0, options))
+    with pytest.raises(vtc.InputError, match="'huge': profile laptop has d16, d24"):
+        stages.check(laptop, stages.Case("huge", 9, name, 0))
 
 
 def test_each_training_has_a_folder_of_its_own(smoke):
-    case = stages.Case("xs", 16, "m3", 0)
+    case = stages.Case("d16", 16, "m3", 0)
     said = [[data.Conversation(Path("a.png"), (("what ?", answer),))] for answer in ("red", "blue")]
     folders = [stages.checkpoints(smoke, case, one) for one in (None, *said)]
-    assert folders[0].name == "m3-xs-V16-0" and len(set(folders)) == 3
+    assert folders[0].name == "m3-d16-V16-0" and len(set(folders)) == 3
     alike = [replace(case, options=options) for options in ('{"alpha": 1.5}', '{"alpha": 15}')]
     assert len({stages.checkpoints(smoke, one) for one in alike}) == 2
 
@@ -277,10 +281,10 @@ def test_a_compressor_trained_once_is_kept_for_its_options(smoke, monkeypatch):
     asked = []
     monkeypatch.setattr(stages, "_train", lambda p, case, budgets: asked.append(case.options) or 1 / 0)
     for options in ("{}", '{"heads": 2}'):
-        kept = stages.Case("xs", 1, "mqt_nested", 7, options)
+        kept = stages.Case("d16", 1, "mqt_nested", 7, options)
         with pytest.raises(ZeroDivisionError):
             stages.train(smoke, kept)
-        made = smoke.cache / f"mqt_nested-xs-7{'-heads2' if 'heads' in options else ''}"
+        made = smoke.cache / f"mqt_nested-d16-7{'-heads2' if 'heads' in options else ''}"
         (made / "nested.safetensors").touch()
     assert asked == ["{}", '{"heads": 2}']
 
@@ -296,7 +300,7 @@ def vtc_says(*words, env=None):
         (["--profile", "large"], "smoke, laptop, gpu, paper"),
         (["--compressor", "magic"], "tokenpacker"),
         (["--tokens", "5"], "1, 4, 9, 16, 36, 144"),
-        (["--size", "xxl"], "xs, s, m, l"),
+        (["--size", "xxl"], "d16, d24, d32"),
         (["--data", "none.json", "--images", "."], "none.json"),
         (["--data", "none.json", "--images", "nowhere"], "image folder is not there"),
     ],
@@ -316,27 +320,27 @@ def test_own_data_train_a_nested_compressor_at_every_V(smoke, tmp_path, monkeypa
 
     monkeypatch.setattr(stages, "fit", fit)
     said = [data.Conversation(tmp_path / "a.png", (("what color ?", "red"), ("what ?", "red")))]
-    user_data.train(smoke, stages.Case("xs", 16, "mqt_nested", 0), said)
-    assert drawn == set(stages.nested_budgets(smoke))
+    user_data.train(smoke, stages.Case("d16", 16, "mqt_nested", 0), said)
+    assert drawn == set(stages.nested_budgets(smoke, "mqt_nested")) - {0}
 
 
 def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_path):
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     said = [data.Conversation(tmp_path / "a.png", (("describe", "red"),))]
     with pytest.raises(vtc.InputError, match="'describe': 1 tokens"):
-        user_data.train(smoke, stages.Case("xs", 4, "quecc_shared", 0), said)
+        user_data.train(smoke, stages.Case("d16", 4, "quecc_shared", 0), said)
 
 
 @pytest.mark.parametrize("steered, rows, answers", [(False, 2, [2, 1]), (True, 3, [1, 1, 1])])
 def test_turns_of_a_conversation_are_learnt_behind_those_before_them(steered, rows, answers):
     tokenizer = make_tokenizer()
-    said = [(0, "how many digits ?", "3"), (0, "describe ?", "red circle"), (1, "read the digits ?", "1")]
-    bank = Bank([data.Question(i, "user", q, a) for i, q, a in said], tokenizer, steered=steered)
-    assert len(bank.rows) == rows and bank.answers == answers
-    last = bank.rows[1 if steered else 0]
-    assert tokenizer.decode(last.ids) == "how many digits ? 3 <end> describe ? red circle <end>"
+    said = [(0, "x7 y2 read ?", "3"), (0, "land ?", "new oslo"), (1, "count 1 ?", "1")]
+    talks = Bank([Question(*turn) for turn in said], tokenizer, steered=steered)
+    assert len(talks.rows) == rows and talks.answers == answers
+    last = talks.rows[1 if steered else 0]
+    assert tokenizer.decode(last.ids) == "x7 y2 read ? 3 <end> land ? new oslo <end>"
     learnt = tokenizer.decode(last.ids[last.weight > 0])
-    assert learnt == ("red circle <end>" if steered else "3 <end> red circle <end>")
+    assert learnt == ("new oslo <end>" if steered else "3 <end> new oslo <end>")
     assert last.question == (4 + 2 + 2 if steered else 4)  # what steers: all that was said
 
 
@@ -357,7 +361,7 @@ def test_own_images_train_save_and_answer(smoke, tmp_path):
             instruct=replace(smoke.recipe.instruct, steps=25, pack=2),
         ),
     )
-    model, _ = user_data.train(p, stages.Case("xs", 4, "quecc", 0), said)
+    model, _ = user_data.train(p, stages.Case("d16", 4, "quecc", 0), said)
     model.save_pretrained(tmp_path / "model")
     row = ask.own(vtc.models.vlm.VLM.from_pretrained(tmp_path / "model"), said)
     assert row["questions"] == 6 and row["exact"] == 1.0  # every answer is "red"
@@ -372,10 +376,8 @@ def small_text_stage(steps: int = 8):
     """A tiny LLM and its text stage: a function of a folder and, perhaps, the step at which it dies."""
     size = LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True)
     tokenizer = make_tokenizer()
-    scenes = data.make_scenes(8, "train", seed=0)
-    words = [data.in_words(scenes, i) for i in range(8)]
-    bank = Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, words)
-    draw = batches(bank, profiles.Schedule(steps, batch=4, lr=3e-3, pack=3), (0, 0))
+    scenes = data.make_scenes(WORLD, 8, "train", seed=0)
+    lessons = TextLessons(scenes, data.Facts(WORLD), Reader(tokenizer), 0, 12, 4, 3)
 
     def run(folder, stop=None):
         torch.manual_seed(0)
@@ -384,7 +386,7 @@ def small_text_stage(steps: int = 8):
         def batch(step, share):
             if step == stop:
                 raise Killed
-            return draw(step, share)
+            return lessons.batch(step, share)
 
         return model, fit(model, Stage("text", steps, 3e-3, ("llm",), 3), batch, folder)
 
@@ -415,24 +417,23 @@ def test_a_stopped_stage_keeps_its_seconds_and_its_loss(tmp_path):
 
 
 def test_shares_of_all_processes_are_one_batch():
-    scenes = data.make_scenes(8, "train", seed=0)
-    bank = Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+    own = bank(data.make_scenes(data.WorldConfig(), 8, "train", seed=0))
     seen = Features(last=torch.arange(8.0).view(8, 1, 1))
-    draw = batches(bank, profiles.Schedule(1, batch=5, lr=1.0, pack=3), (0, 1), 0, seen, (1, 4, 16))
+    draw = batches(own, profiles.Schedule(1, batch=5, lr=1.0, pack=3), (0, 1), seen, (1, 4, 16))
     whole, shares = draw(7, Share()), [draw(7, Share(rank, 2)) for rank in (0, 1)]
     assert whole.weight == 1 and sum(part.weight for part in shares) == pytest.approx(2)
     assert len({part.inputs[2] for part in (whole, *shares)}) == 1  # one V, drawn on the host
     assert isinstance(whole.inputs[2], int)
     for rank, part in enumerate(shares):
         for i, words in enumerate(part.inputs[0].ids):
-            assert bank_text(bank, words) == bank_text(bank, whole.inputs[0].ids[rank + 2 * i])
+            assert text(own, words) == text(own, whole.inputs[0].ids[rank + 2 * i])
         assert torch.equal(part.inputs[1].last, whole.inputs[1].last[rank::2])
     with pytest.raises(vtc.InputError, match="too small for 6 processes"):
         draw(7, Share(5, 6))
 
 
-def bank_text(bank, ids):
-    return [i for i in ids.tolist() if i != bank.pad_id]
+def text(own, ids):
+    return [i for i in ids.tolist() if i != own.pad_id]
 
 
 def test_two_processes_learn_as_one_does(tmp_path):
@@ -460,23 +461,20 @@ from accelerate import Accelerator
 from vtc import data
 from vtc.models.llm import make_llm, make_tokenizer
 from vtc.models.vlm import text_model
-from vtc.models.vlm import text_model
-from vtc.profiles import Schedule
 from vtc.shapes import LLMShape
 from vtc.training import loop
-from vtc.training.batches import Bank, batches
 from vtc.training.checkpoints import build_once
 from vtc.training.device import processes
+from vtc.training.lessons import Reader, TextLessons
 
-loop.autocast = lambda kind: torch.autocast(kind, enabled=False)  # float32, so that the sums agree
+loop.autocast = lambda kind, d: torch.autocast(kind, enabled=False)  # float32, so that the sums agree
 assert processes().num_processes == int(sys.argv[1])  # as every entry into training asks first
 accelerator = Accelerator()
 assert accelerator.num_processes == int(sys.argv[1])
 tokenizer = make_tokenizer()
-scenes = data.make_scenes(8, "train", seed=0)
-words = [data.in_words(scenes, i) for i in range(8)]
-bank = Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, words)
-draw = batches(bank, Schedule(20, batch=5, lr=3e-3, pack=3), (0, 0))
+world = data.WorldConfig(lands=2, entities=4, offset=1.0)
+scenes = data.make_scenes(world, 8, "train", seed=0)
+lessons = TextLessons(scenes, data.Facts(world), Reader(tokenizer), 0, 5, 5, 3)
 torch.manual_seed(accelerator.process_index)  # the first process's weights are everybody's
 llm = make_llm(LLMShape("t", d=16, layers=1, heads=1, d_ff=32, tied=True), len(tokenizer))
 model = text_model(llm, tokenizer)
@@ -486,7 +484,7 @@ model.register_forward_hook(lambda module, given, loss: losses.append(loss.detac
 weights = []
 
 def batch(step, share):
-    made = draw(step, share)
+    made = lessons.batch(step, share)
     weights.append(made.weight)
     return made
 
@@ -575,6 +573,19 @@ def test_a_torch_without_onednn_trains_in_float32(monkeypatch):
         assert not device.bf16_is_fast("cpu") and not device.bf16_is_fast("mps")
     finally:
         device.bf16_is_fast.cache_clear()
+
+
+def test_a_cpu_computes_wide_models_alone_in_bf16(smoke, monkeypatch):
+    """The width is the LLM's, whichever stage trains."""
+    monkeypatch.setattr(device, "bf16_is_fast", lambda kind: kind != "mps")
+    said = {kind: [device.in_bf16(kind, d) for d in (16, 95, 96)] for kind in ("cpu", "cuda", "mps")}
+    assert said == {"cpu": [False, False, True], "cuda": [True] * 3, "mps": [False] * 3}
+    dtypes = []
+    for d in (16, 128):
+        stage = stages._stage(smoke.recipe, "instruct", d, ("llm",))
+        with device.autocast("cpu", stage.d):
+            dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+    assert dtypes == [torch.float32, torch.bfloat16]
 
 
 def test_the_next_batch_is_made_while_this_one_is_used():

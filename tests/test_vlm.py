@@ -21,7 +21,7 @@ from vtc.models.tower import load_checkpoint
 from vtc.models.vlm import VLM, VLMConfig
 from vtc.shapes import LLMShape
 from vtc.training import stages, tower
-from vtc.training.batches import Bank
+from vtc.training.batches import Bank, Question
 from vtc.training.device import Batch
 
 P = profiles.get("smoke")
@@ -50,8 +50,12 @@ def talkative(compressor: str, V: int = 4, **options) -> VLM:
 
 
 def bank(n: int = 4) -> Bank:
-    scenes = data.make_scenes(n, "train", seed=11)
-    return Bank(data.ask(scenes, tuple(data.MAKERS), "train", 0), make_tokenizer())
+    """Thirteen questions of every kind about each of n images."""
+    scenes, rows = data.make_scenes(P.world, n, "train", seed=11), np.repeat(np.arange(n), 13)
+    rng = np.random.default_rng(0)
+    asked = data.ask_any(scenes, rows, data.Facts(P.world), "train", rng, (1, 1, 1, 1), 0.2)
+    questions = [Question(int(asked.scene[i]), *asked.text(i)) for i in range(len(asked))]
+    return Bank(questions, make_tokenizer())
 
 
 def answer_losses(vlm: VLM, packed, seen: Features) -> float:
@@ -66,15 +70,15 @@ STEERED = ["quecc", "quecc_shared", "quecc_light", "glances_steered", "lookup"]
 def test_packed_questions_are_learnt_as_if_alone(compressor):
     vlm, questions, seen = model(compressor), bank(1), features(1)
     rows = list(range(6))
-    together = answer_losses(vlm, questions.pack([rows], np.zeros(1, int)), seen)
-    alone = [answer_losses(vlm, questions.pack([[r]], np.zeros(1, int)), seen) for r in rows]
+    together = answer_losses(vlm, questions.pack([rows]), seen)
+    alone = [answer_losses(vlm, questions.pack([[r]]), seen) for r in rows]
     assert together == pytest.approx(np.mean(alone), abs=2e-5)
 
 
 def test_packed_questions_do_not_see_each_other():
     vlm, questions, seen = model(), bank(1), features(1)
-    first = questions.pack([[0, 1]], np.zeros(1, int))
-    changed = questions.pack([[0, 5]], np.zeros(1, int))
+    first = questions.pack([[0, 1]])
+    changed = questions.pack([[0, 5]])
     keep = (first.segment == 0).float()
     t = int(keep.sum())
     one = answer_losses(vlm, replace(first, weight=first.weight * keep), seen)
@@ -92,13 +96,13 @@ def test_generate_says_what_training_would(compressor, V):
     """Greedy decoding with padding, caches and all questions at once, against training's pass over one."""
     vlm, seen = talkative(compressor, V), features(5)
     vlm.config.span = 2
-    asked = ["how many digits ?", "what shape is the red one ?", "read the digits ?", "describe ?"]
-    asked.append("digit in first row second column ?")
+    asked = ["x7 y2 owl ?", "x5 y7 owl whence ?", "x3 y5 read ?", "land ?"]
+    asked.append("x3 y5 right ?")
     said = vlm.generate(seen, asked, max_new_tokens=3)
     assert len(set(said)) > 1
     for i, (question, answer) in enumerate(zip(asked, said)):
-        alone = Bank([data.Question(0, "own", question, answer)], vlm.tokenizer)
-        packed = alone.pack([[0]], np.zeros(1, int))
+        alone = Bank([Question(0, question, answer)], vlm.tokenizer)
+        packed = alone.pack([[0]])
         with torch.no_grad():
             best = vlm.logits(packed, seen[i : i + 1]).argmax(-1).tolist()
         right = packed.ids[0, alone.rows[0].question :].tolist()
@@ -108,7 +112,7 @@ def test_generate_says_what_training_would(compressor, V):
 @pytest.mark.parametrize("compressor", ["tokenpacker", "llavamini_fused", *STEERED])
 def test_several_questions_an_image_are_answered_as_each_alone(compressor):
     vlm, seen = talkative(compressor), features(3)
-    turns = [["how many digits ?", "describe ?", "read the digits ?"], ["what shape is the red one ?"], []]
+    turns = [["x7 y2 owl ?", "land ?", "x3 y5 read ?"], ["x5 y7 owl whence ?"], []]
     alone = [[vlm.generate(seen[i : i + 1], [q])[0] for q in asked] for i, asked in enumerate(turns)]
     assert len({answer for said in alone for answer in said}) > 2
     assert vlm.generate(seen, turns) == alone
@@ -116,12 +120,12 @@ def test_several_questions_an_image_are_answered_as_each_alone(compressor):
 
 def test_tokens_dropped_inside_the_llm():
     """FastV trains as identity does, and answers as it does where it keeps all."""
-    asked, seen = ["describe ?", "what shape is the red one ?"], features(2)
+    asked, seen = ["land ?", "x5 y7 owl whence ?"], features(2)
     whole, all_kept = talkative("identity", P.s), talkative("fastv", P.s, layer=1)
     few = talkative("fastv", 4, layer=1)
     for other in (all_kept, few):
         other.load_state_dict(whole.state_dict())
-        packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
+        packed = bank(2).pack([[0, 1], [2]])
         assert answer_losses(other, packed, seen) == answer_losses(whole, packed, seen)
     alone = [[m.generate(seen[i : i + 1], [q])[0] for i, q in enumerate(asked)] for m in (whole, few)]
     assert len({*alone[0], *alone[1]}) > 2
@@ -129,7 +133,7 @@ def test_tokens_dropped_inside_the_llm():
     lengths = []
     few.llm.model.layers[1].register_forward_hook(lambda _, x, y: lengths.append(y.shape[1]))
     few.generate(seen, asked, max_new_tokens=3)
-    assert lengths == [4 + 7, 1, 1]
+    assert lengths == [4 + 5, 1, 1]
 
 
 def test_question_before_the_image_is_read_once():
@@ -140,14 +144,14 @@ def test_question_before_the_image_is_read_once():
         vlm.llm.model.layers[0].register_forward_hook(
             lambda _, x, y, tokens=tokens: tokens.append(y.shape[1])
         )
-        vlm.generate(seen, ["what shape is the red one ?"], max_new_tokens=1)
+        vlm.generate(seen, ["x5 y7 owl whence ?"], max_new_tokens=1)
         read[name] = sum(tokens)
-    assert read == {"quecc": 7 + 4 + 7, "quecc_shared": 7 + 4}
+    assert read == {"quecc": 5 + 4 + 5, "quecc_shared": 5 + 4}
 
 
 def test_generate_does_not_depend_on_its_neighbours():
     vlm, seen = talkative("tokenpacker"), features(3)
-    asked = ["how many digits ?", "what is left of the red circle ?", "describe ?"]
+    asked = ["x7 y2 owl ?", "more 3 than 5 ?", "land ?"]
     together = vlm.generate(seen, asked)
     assert len(set(together)) == 3
     assert together == [vlm.generate(seen[i : i + 1], [q])[0] for i, q in enumerate(asked)]
@@ -160,12 +164,12 @@ def test_padding_stays_finite_in_bf16():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         out = vlm.llm(inputs_embeds=torch.randn(2, 4, SIZE.d), attention_mask=real, use_cache=False)
     assert torch.isfinite(out.logits[:, 2:]).all()
-    assert len(vlm.generate(seen, ["describe ?", "how many digits ?"])) == 2
+    assert len(vlm.generate(seen, ["land ?", "x7 y2 owl ?"])) == 2
 
 
 def test_image_and_question_change_the_answer_distribution():
     vlm, questions = model("quecc", 1), bank(1)
-    packed = questions.pack([[0]], np.zeros(1, int))
+    packed = questions.pack([[0]])
     assert answer_losses(vlm, packed, features(1, 0)) != answer_losses(vlm, packed, features(1, 1))
 
 
@@ -196,7 +200,7 @@ def test_gradient_reaches_what_trains_and_nothing_else():
     vlm, questions = model(), bank(2)
     stage = stages.Stage("align", 1, 1e-3, ("compressor", "projector"), 100)
     before = {n: p.clone() for n, p in vlm.named_parameters()}
-    packed = questions.pack([[0, 1], [12]], np.arange(2))
+    packed = questions.pack([[0, 1], [12]])
     stages.fit(vlm, stage, lambda step, share: Batch((packed, features(2))), None)
     moved = {n.split(".")[0] for n, p in vlm.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"compressor"}  # TokenPacker ends at the LLM's width: it has no projector
@@ -208,10 +212,10 @@ def test_saved_model_answers_alike(compressor, tmp_path):
     vlm.tower = tower.Tower(P.tower).eval().requires_grad_(False)
     vlm.save_pretrained(tmp_path)
     again = VLM.from_pretrained(tmp_path)
-    images = torch.from_numpy(data.render(data.make_scenes(2, "test", 0), "test", P.pixels))
-    asked = ["how many digits ?", "describe ?"]
+    images = torch.from_numpy(data.render(data.make_scenes(P.world, 2, "test", 0), "test", P.pixels))
+    asked = ["x7 y2 owl ?", "land ?"]
     assert again.generate(images, asked) == vlm.generate(images, asked)
-    packed = bank(2).pack([[0, 1], [2]], np.zeros(2, int))
+    packed = bank(2).pack([[0, 1], [2]])
     with torch.no_grad():
         wanted, found = (m.logits(packed, m.tower(images)) for m in (vlm, again))
     assert torch.equal(wanted, found)
@@ -239,7 +243,7 @@ def test_the_model_is_a_transformers_model(tmp_path):
     vlm.tower = tower.Tower(P.tower).requires_grad_(False)
     assert isinstance(vlm, PreTrainedModel) and vlm.config.sub_configs.keys() == {"llm"}
     assert vlm.all_tied_weights_keys == {"llm.lm_head.weight": "llm.model.embed_tokens.weight"}
-    assert "tower.visual.conv1.weight" in vlm.state_dict()  # it moves and is saved with the model
+    assert "tower.visual.conv1.0.weight" in vlm.state_dict()  # it moves and is saved with the model
     assert not vlm.train().tower.training and not any(p.requires_grad for p in vlm.tower.parameters())
     vlm.save_pretrained(tmp_path)
     config = VLMConfig.from_pretrained(tmp_path)
@@ -298,18 +302,18 @@ def test_a_model_saved_without_a_tower_does_not_answer_pixels(tmp_path):
     model().save_pretrained(tmp_path)
     images = torch.zeros(1, P.pixels, P.pixels, 3, dtype=torch.uint8)
     with pytest.raises(vtc.InputError, match="give it a tower"):
-        VLM.from_pretrained(tmp_path).generate(images, ["describe ?"])
+        VLM.from_pretrained(tmp_path).generate(images, ["land ?"])
 
 
 @pytest.mark.parametrize(
     "compressor, asked, misled, said",
     [
-        ("quecc_shared", ["describe"], None, "'describe': 1 tokens"),
+        ("quecc_shared", ["land"], None, "'land': 1 tokens"),
         ("tokenpacker", [""], None, "0 tokens"),
-        ("tokenpacker", ["describe ?"] * 2, None, "1 images, 2 questions"),
-        ("quecc", ["describe ?"], ["describe ?"] * 2, "shuffled: 2 questions"),
-        ("quecc", [["describe ?"]], ["describe ?"], "shuffled: 1 questions"),
-        ("quecc_shared", ["describe ?"], ["how many ?"], "shuffled: quecc_shared"),
+        ("tokenpacker", ["land ?"] * 2, None, "1 images, 2 questions"),
+        ("quecc", ["land ?"], ["land ?"] * 2, "shuffled: 2 questions"),
+        ("quecc", [["land ?"]], ["land ?"], "shuffled: 1 questions"),
+        ("quecc_shared", ["land ?"], ["count ?"], "shuffled: quecc_shared"),
     ],
 )
 def test_requests_that_cannot_be_met_are_said_in_one_line(compressor, asked, misled, said):
@@ -335,19 +339,19 @@ def test_a_checkpoint_in_bf16_with_grouped_heads_answers_and_is_saved(compressor
     vlm = stages.build(replace(P, sizes=(size,)), stages.Case("own", 4, compressor, 0)).eval()
     assert vlm.tokenizer.pad_token_id == 3 and vlm.llm.dtype == torch.bfloat16
     vlm.save_pretrained(tmp_path / "saved")
-    again, asked, seen = VLM.from_pretrained(tmp_path / "saved"), ["describe ?", "read ?"], features(2)
+    again, asked, seen = VLM.from_pretrained(tmp_path / "saved"), ["land ?", "read ?"], features(2)
     assert len(vlm.generate(seen, asked)) == len(again.generate(seen, asked)) == 2
-    rows = [data.Question(0, "own", q, "3") for q in ("describe ?", "read the digits ?")]
-    packed = Bank(rows, vlm.tokenizer).pack([[0], [1]], np.zeros(2, int))
+    rows = [Question(0, q, "3") for q in ("land ?", "x3 y5 read ?")]
+    packed = Bank(rows, vlm.tokenizer).pack([[0], [1]])
     assert answer_losses(again, packed, seen) == pytest.approx(answer_losses(vlm, packed, seen), abs=0.02)
 
 
 def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     """The meta device stands for an accelerator, as far as it carries."""
-    vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]], np.zeros(1, int))
-    assert vlm.attention_map(seen, ["describe ?", "read the digits ?"]).is_meta
+    vlm, seen, packed = model("quecc").to("meta"), features(1), bank(1).pack([[0, 1]])
+    assert vlm.attention_map(seen, ["land ?", "x3 y5 read ?"]).is_meta
     monkeypatch.setattr("vtc.models.generate._answer", lambda model, seen, *_: [[[]]] * seen.last.is_meta)
-    assert vlm.generate(seen, ["describe ?"])
+    assert vlm.generate(seen, ["land ?"])
     monkeypatch.setattr(vlm, "logits", lambda packed, seen: 1 / (packed.ids.is_meta - seen.last.is_meta))
     with pytest.raises(ZeroDivisionError):  # both were moved
         vlm(packed, seen)
@@ -355,6 +359,24 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     assert tower.Tower(P.tower).to("meta")(images, selecting=True).keys.is_meta
 
 
+<<<<<<< HEAD
+=======
+def test_padding_among_visual_tokens_is_not_seen(monkeypatch):
+    """Adaptive PruMerge: other padding changes neither what is learnt nor what is answered."""
+    vlm, eyes = talkative("prumerge", 16, adaptive=True), tower.Tower(P.tower)
+    images = torch.from_numpy(data.render(data.make_scenes(P.world, 2, "test", 0), "test", P.pixels))
+    with torch.no_grad():
+        seen = eyes(images, selecting=True)
+    packed, asked = bank(2).pack([[0, 1], [2]]), ["land ?", "x7 y2 owl ?"]
+    tokens, real = vlm.compressor.with_mask(seen)
+    assert not real.all() and real.any(1).all()
+    before = answer_losses(vlm, packed, seen), vlm.generate(seen, asked)
+    other = tokens.masked_fill(~real.unsqueeze(-1), 5.0)
+    monkeypatch.setattr(vlm.compressor, "with_mask", lambda *_: (other, real))
+    assert (answer_losses(vlm, packed, seen), vlm.generate(seen, asked)) == before
+
+
+>>>>>>> migrate
 def test_a_runner_decodes_no_further_than_its_cache():
     runner = Runner(make_llm(SIZE, 20))
     assert runner.generate(torch.zeros(1, 5, SIZE.d), 4).shape == (1, 4)
@@ -389,7 +411,7 @@ def test_at_another_V_the_weights_are_the_same(compressor):
     """A model built for 16 tokens and asked for 4, and one built for 4 that was given its weights."""
     large, small = model(compressor, V=16), model(compressor, V=4)
     small.load_state_dict(large.state_dict())
-    packed, seen = bank(1).pack([[0, 1]], np.zeros(1, int)), features(1)
+    packed, seen = bank(1).pack([[0, 1]]), features(1)
     with torch.no_grad():
         losses = [large(packed, seen, v).item() for v in (4, 16)]
         assert losses == pytest.approx([small(packed, seen).item(), large(packed, seen).item()], abs=1e-6)
@@ -399,7 +421,7 @@ def test_at_another_V_the_weights_are_the_same(compressor):
 @pytest.mark.parametrize("compressor", ["quecc", "quecc_light", "glances_steered"])
 def test_misled_by_the_question_itself_nothing_changes(compressor):
     vlm, seen, logits = model(compressor), features(3), []
-    asked = ["read the digits ?", "how many digits ?", "how many red ?"]
+    asked = ["x3 y5 read ?", "x7 y2 owl ?", "count 7 ?"]
     vlm.llm.lm_head.register_forward_hook(lambda _, x, y: logits.append(y))
     for misled in (None, asked, asked[::-1]):
         vlm.generate(seen, asked, 1, misled)
@@ -415,7 +437,7 @@ def test_misled_by_the_question_itself_nothing_changes(compressor):
 @pytest.mark.parametrize("compressor", ["tokenpacker", *STEERED])
 def test_where_tokens_look_depends_on_the_question_where_it_steers(compressor):
     vlm, seen = model(compressor), features(1)
-    looks = vlm.attention_map(seen, ["what shape is the red one ?", "read the digits ?"])
+    looks = vlm.attention_map(seen, ["x5 y7 owl whence ?", "x3 y5 read ?"])
     assert looks.shape == (2, 4, P.s)
     assert torch.allclose(looks.sum(-1), torch.ones(2, 4), atol=1e-5)
     assert torch.equal(looks[0], looks[1]) == (not vlm.compressor.needs_question)

@@ -2,16 +2,17 @@
 
 import pytest
 
-from vtc import benchmark, machine
+from vtc import benchmark, machine, profiles
 
 pytestmark = pytest.mark.skipif(not machine.has_cuda(), reason="no CUDA device")
+LLM = f"smoke:{profiles.get('smoke').sizes[0].name}"
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3, "on": "cuda"}
 
 
 def test_a_smoke_clock_names_the_gpu_and_its_memory():
     import torch
 
-    c = benchmark.case("smoke:xs", (0, 1, 16), ("quecc", "tokenpacker"), baseline=True, **SMALL)
+    c = benchmark.case(LLM, (0, 1, 16), ("quecc", "tokenpacker"), baseline=True, **SMALL)
     rows = benchmark.measure(c)
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["device"] for row in rows} == {torch.cuda.get_device_name()}
@@ -27,7 +28,7 @@ def test_a_smoke_clock_names_the_gpu_and_its_memory():
 def test_the_stages_say_what_generate_says(name):
     from vtc.benchmark.stages import Bench
 
-    c = benchmark.case("smoke:xs", (16,), (name,), baseline=True, Q=7, q=7, dtype="fp32", **SMALL)
+    c = benchmark.case(LLM, (16,), (name,), baseline=True, Q=7, q=7, dtype="fp32", **SMALL)
     bench = Bench(c)
     calls = bench.calls(16)
     calls[16, "", "prefill"]()
@@ -47,12 +48,11 @@ def test_decode_grows_with_v_as_counted():
 
 
 def test_out_of_memory_on_the_gpu_is_a_row():
-    rows = benchmark.measure(benchmark.case("smoke:xs", (16,), batch=10_000_000, **SMALL))
+    rows = benchmark.measure(benchmark.case(LLM, (16,), batch=10_000_000, **SMALL))
     assert [(row["tokens"], row["status"]) for row in rows] == [(16, benchmark.OUT_OF_MEMORY)]
 
 
 def test_training_is_clocked_on_the_gpu(tmp_path, monkeypatch):
-    from vtc import profiles
     from vtc.benchmark import pace
 
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))

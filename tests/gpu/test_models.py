@@ -9,7 +9,7 @@ from vtc.models.prompt import asked, pack
 from vtc.models.runner import Runner
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-QUESTIONS = [["how many digits ?", "describe ?"], ["what shape is the red one ?"], ["read the digits ?"]]
+QUESTIONS = [["x7 y2 owl ?", "land ?"], ["x5 y7 owl whence ?"], ["x3 y5 read ?"]]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_the_tower_goes_where_the_model_goes():
     model, p = vlm("A"), profiles.get("smoke")
     model.tower = Tower(p.tower).eval().requires_grad_(False)
     images = torch.randint(0, 256, (2, p.pixels, p.pixels, 3), dtype=torch.uint8)
-    said = model.generate(images, ["describe ?"] * 2)
+    said = model.generate(images, ["land ?"] * 2)
     model.to("cuda")
     assert model.eyes()(images).last.is_cuda
-    assert model.generate(images, ["describe ?"] * 2) == said
+    assert model.generate(images, ["land ?"] * 2) == said

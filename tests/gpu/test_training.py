@@ -31,13 +31,12 @@ def test_losses_are_those_of_a_cpu(monkeypatch):
     from vtc.models.vlm import text_model
     from vtc.shapes import LLMShape
     from vtc.training import loop
-    from vtc.training.batches import Bank, batches
+    from vtc.training.lessons import Reader, TextLessons
 
-    monkeypatch.setattr(loop, "autocast", lambda kind: torch.autocast(kind, enabled=False))
-    tokenizer, scenes = make_tokenizer(), data.make_scenes(8, "train", seed=0)
-    words = [data.in_words(scenes, i) for i in range(8)]
-    bank = Bank(data.ask(scenes, tuple(data.MAKERS), "text", 0), tokenizer, words)
-    draw = batches(bank, profiles.Schedule(20, batch=4, lr=3e-3, pack=3), (0, 0))
+    monkeypatch.setattr(loop, "autocast", lambda kind, d: torch.autocast(kind, enabled=False))
+    tokenizer, world = make_tokenizer(), data.WorldConfig(lands=2, entities=4, offset=1.0)
+    scenes = data.make_scenes(world, 8, "train", seed=0)
+    draw = TextLessons(scenes, data.Facts(world), Reader(tokenizer), 0, 12, 4, 3).batch
     stage = loop.Stage("text", 20, 3e-3, ("llm",), 100, muon=False)  # Muon turns matrices in bf16
     curves = {}
     for kind in ("cuda", "cpu"):

@@ -39,14 +39,25 @@ def scored(
             images = part.images[start : start + IMAGES]
             first = start * part.each
             asked = part.questions.take(np.arange(first, first + len(images) * part.each))
+            here = None if seen is None else seen[torch.from_numpy(images)]
+            if model.compressor.cost_class == "D" and here is not None:
+                found.append(_said_right(model, asked, here))
+                continue
             packed = reader.packed(asked, data.in_words(made.scenes, images)).to(model.device)
             packed = _with_other_questions(packed) if shuffled else packed
             with autocast(model.device.type, model.llm.config.hidden_size):
-                logits = _logits(
-                    model, packed, None if seen is None else seen[torch.from_numpy(images)], told
-                )
+                logits = _logits(model, packed, here, told)
             found.append(graded(packed, logits).exact.cpu().numpy())
     return np.concatenate(found).astype(float)
+
+
+def _said_right(model: VLM, asked: data.Questions, seen: features.Features) -> np.ndarray:
+    """The same by decoding: what leaves inside the LLM (FastV) is chosen by each question, not by a pack."""
+    texts = [asked.text(i) for i in range(len(asked))]
+    each, longest = len(asked) // len(seen), asked.answer.shape[1] + 1
+    questions = [[q for q, _ in texts[i : i + each]] for i in range(0, len(texts), each)]
+    said = sum(model.generate(model.here(seen), questions, longest), [])
+    return np.array([answer == right for answer, (_, right) in zip(said, texts)])
 
 
 def _logits(model: VLM, packed: Packed, seen: features.Features | None, told: bool) -> Tensor:

@@ -202,18 +202,20 @@ def align_and_instruct(
 ) -> tuple[VLM, dict[str, float]]:
     """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`.
 
-    llm: names under the model that learn besides in the second stage; none where the LLM stays frozen.
+    llm: names under the model that learn besides in the second stage; none where the LLM stays frozen. Each
+    step of a nested compressor draws its V, as in MQT (arXiv 2405.19315).
     """
-    r, d = p.recipe, model.llm.config.hidden_size
-    guided = case.V > 0 and compressors.entry(case.compressor).distilled
+    r, d, entry = p.recipe, model.llm.config.hidden_size, compressors.entry(case.compressor)
+    guided = case.V > 0 and entry.distilled
+    budgets = tuple(v for v in nested_budgets(p, case.compressor) if v) if case.V and entry.nested else ()
     learner, root = (WithAuxiliaryLoss(model, model.compressor), "model.") if guided else (model, "")
     between = (f"{root}compressor", f"{root}projector", "auxiliary")  # the last is there where guided
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
         first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
-        batch = batches(captions, r.align, (case.seed, ALIGN), seen, first)
+        batch = batches(captions, r.align, (case.seed, ALIGN), seen, budgets or first)
         aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
-    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen)
+    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen, budgets)
     last = fit(learner, _stage(r, "instruct", d, (*between, *(root + name for name in llm))), batch, folder)
     return model.eval(), _notes(r, aligned, last)
 
