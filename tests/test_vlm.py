@@ -359,24 +359,6 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
     assert tower.Tower(P.tower).to("meta")(images, selecting=True).keys.is_meta
 
 
-<<<<<<< HEAD
-=======
-def test_padding_among_visual_tokens_is_not_seen(monkeypatch):
-    """Adaptive PruMerge: other padding changes neither what is learnt nor what is answered."""
-    vlm, eyes = talkative("prumerge", 16, adaptive=True), tower.Tower(P.tower)
-    images = torch.from_numpy(data.render(data.make_scenes(P.world, 2, "test", 0), "test", P.pixels))
-    with torch.no_grad():
-        seen = eyes(images, selecting=True)
-    packed, asked = bank(2).pack([[0, 1], [2]]), ["land ?", "x7 y2 owl ?"]
-    tokens, real = vlm.compressor.with_mask(seen)
-    assert not real.all() and real.any(1).all()
-    before = answer_losses(vlm, packed, seen), vlm.generate(seen, asked)
-    other = tokens.masked_fill(~real.unsqueeze(-1), 5.0)
-    monkeypatch.setattr(vlm.compressor, "with_mask", lambda *_: (other, real))
-    assert (answer_losses(vlm, packed, seen), vlm.generate(seen, asked)) == before
-
-
->>>>>>> migrate
 def test_a_runner_decodes_no_further_than_its_cache():
     runner = Runner(make_llm(SIZE, 20))
     assert runner.generate(torch.zeros(1, 5, SIZE.d), 4).shape == (1, 4)
