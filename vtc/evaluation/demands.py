@@ -16,6 +16,10 @@ from vtc.evaluation.scores import unpack
 # Regions: marks that fit a side, and the rank of the fact that must be known (none: the mark alone is asked).
 FITS = ((1.0, 1.6), (1.6, 2.5), (2.5, 4.0), (4.0, 6.3), (6.3, 10.0))
 RANKS = {"no fact": None, "1-100": (0, 100), "101-1,000": (100, 1000), "1,001-": (1000, 10**9)}
+COLUMNS = [
+    *("fit", "rank", "questions", "error", "alpha", "alpha_low", "alpha_high"),
+    *("beta", "beta_low", "beta_high"),
+]
 FEWEST = 40  # questions of a region that is shown
 LEAST = 0.005  # an error below this has no useful logarithm
 
@@ -54,7 +58,7 @@ def exponents(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
             mean, low, high, _ = mean_interval(values)
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=COLUMNS)
 
 
 def _slopes(rows: pd.DataFrame, error: pd.Series) -> tuple[float, float]:

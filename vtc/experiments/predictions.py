@@ -138,7 +138,7 @@ def consequences(p: Profile, said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataF
             f, name = fits[line.family], "ratio" if line.kind == "order" else line.kind
             low, high = f.clustered_interval(name)
             row |= {"measured": float(getattr(f.law, name)), "low": low, "high": high, "fault": f.fault}
-            row["hit"] = _holds(line.kind, line.predicted, low, high)
+            row["hit"] = None if f.fault else _holds(line.kind, line.predicted, low, high)
         found.append(row)
     return pd.DataFrame(found)
 

@@ -61,22 +61,19 @@ def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
 def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """Error of each LLM that is told the scene in words, against N: the marginal E_text(N)."""
     llms = parts[parts["part"] == "llm"]
-    frame = pd.concat([
+    frame = pd.concat(
         llms[["N", "seed"]].assign(family=name, error=llms[f"error_{family}"])
         for family, name in FAMILIES.items()
-    ])  # fmt: skip
+    )
     sizes = sorted(frame["N"].unique().tolist())
-    x = alt.X("N:Q", title="LLM parameters N", scale=alt.Scale(type="log", nice=False, padding=15),
-              axis=alt.Axis(values=sizes, format=",.0f"))  # fmt: skip
-    y = alt.Y("error:Q", title="error, told in words", scale=alt.Scale(type="log", nice=False, padding=10))
-    base = alt.Chart(frame).encode(
-        x, color=alt.Color("family:N", title="family", sort=list(FAMILIES.values()))
-    )
-    lines = base.mark_line().encode(y=alt.Y("mean(error):Q", title="error, told in words", scale=y.scale))
-    chart = lines + base.mark_point(size=35).encode(y)
-    return figures.titled(
-        chart, "What the LLM knows depends on N", figures.provenance(llms, p), width=420, height=280
-    )
+    log = alt.Scale(type="log", nice=False, padding=12)
+    x = alt.X("N:Q", title="LLM parameters N", scale=log, axis=alt.Axis(values=sizes, format=",.0f"))
+    color = alt.Color("family:N", title="family", sort=list(FAMILIES.values()))
+    base, title = alt.Chart(frame).encode(x, color), "error, told in words"
+    lines = base.mark_line().encode(y=alt.Y("mean(error):Q", title=title, scale=log))
+    points = base.mark_point(size=35).encode(y=alt.Y("error:Q", title=title, scale=log))
+    said = "What an LLM knows depends on N", figures.provenance(llms, p)
+    return figures.titled(lines + points, *said, width=440, height=280)
 
 
 def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
