@@ -426,7 +426,7 @@ def test_hardware_rows_name_their_source():
         assert device.memory > 0 < device.bandwidth
 
 
-@pytest.mark.parametrize("name, folder", [("xeon2", "xeon2"), ("epyc2", "laptop")])
+@pytest.mark.parametrize("name, folder", [("xeon2", "xeon2"), ("epyc2", "first-world")])
 def test_a_clocked_cpu_is_what_its_recorded_rows_say(name, folder):
     """hardware.csv's own rows against the rows they came from, to the digits they are written with."""
     found = clocked(pd.read_csv(profiles.ROOT / "results" / folder / "03_clock.csv"))

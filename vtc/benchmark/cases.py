@@ -53,8 +53,7 @@ def cases(p: Profile) -> list[dict]:
             case(half, (1, 16), dtype="fp32", budget_s=4),
             case("qwen1.5-1.8b", (1, 576), budget_s=4),
             *(
-                case(f"laptop:{s.name}", p.V, both, batch=b, baseline=b == 1, **small)
-                for s in p.sizes
+                case(f"laptop:{p.sizes[-1].name}", p.V, both, batch=b, baseline=b == 1, **small)
                 for b in (1, 32)
             ),
         ]
@@ -74,7 +73,12 @@ def prompts(p: Profile) -> list[dict]:
     """The least V and the most, under short and long texts (Q) and answers (G): what is left of the gain?"""
     asked = ((10, 8), (50, 8), (200, 8), (600, 8), (50, 2), (50, 64))
     known = {
-        "smoke": ("smoke:xs", p.s, ((50, 4), (200, 4), (50, 16)), {"tower": "smoke", "budget_s": 0.1}),
+        "smoke": (
+            f"smoke:{p.sizes[0].name}",
+            p.s,
+            ((50, 4), (200, 4), (50, 16)),
+            {"tower": "smoke", "budget_s": 0.1},
+        ),
         "laptop": ("qwen1.5-0.5b", 576, asked, {"budget_s": 1}),
         "gpu": ("vicuna-7b", 576, asked, {"budget_s": 2, "on": "cuda"}),
     }
