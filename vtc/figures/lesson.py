@@ -111,11 +111,11 @@ def forward_pass(vlm: VLM, images: Tensor, question: str | list[int]) -> dict[st
     packed = pack([[asked(ids)]] * len(images), pad=0)
     with torch.no_grad():
         features = vlm.eyes()(images)
-        tokens, real = vlm.encode_image(features, packed)
-        prompt, layout = vlm.embedded(packed, features, tokens, real)
+        tokens = vlm.encode_image(features, packed)
+        prompt, layout = vlm.embedded(packed, features, tokens)
         seen = {"attention_mask": layout.mask(prompt.dtype), "position_ids": layout.position_ids}
-        out = vlm.llm.model(inputs_embeds=prompt, use_cache=False, **seen).last_hidden_state
-        following = vlm.llm.lm_head(out[:, -1])
+        out = vlm.llm.base_model(inputs_embeds=prompt, use_cache=False, **seen).last_hidden_state
+        following = vlm.llm.get_output_embeddings()(out[:, -1])
     made = images, features.last, features.levels, tokens, prompt, out, following
     return dict(zip(LETTERS, made, strict=True))
 
