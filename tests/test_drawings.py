@@ -52,8 +52,8 @@ def test_the_model_has_the_shapes_that_are_drawn():
     images = torch.zeros(2, P.tower.pixels, P.tower.pixels, 3, dtype=torch.uint8)
     packed = prompt.pack([[prompt.asked(range(Q))]] * 2, pad=0)
     features = vlm.eyes()(images)
-    tokens, real = vlm.encode_image(features, packed)
-    whole, _ = vlm.embedded(packed, features, tokens, real)
+    tokens = vlm.encode_image(features, packed)
+    whole, _ = vlm.embedded(packed, features, tokens)
     assert stated["image"] == axes(images)
     assert stated["features"].endswith(f"= {axes(features.last)}")
     assert stated["visual tokens"] == f"= {axes(tokens)}"

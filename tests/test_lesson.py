@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 import torch
 
@@ -84,3 +86,19 @@ def test_what_is_written_out_computes_what_the_package_does(name, tokens):
     else:
         assert torch.allclose(plain.tokenpacker(one, features), one(features), atol=2e-4)
     assert len(lesson.show(getattr(plain, name), docs=True).text.splitlines()) <= 15
+
+
+def test_a_long_table_is_folded_after_its_first_rows():
+    frame = pd.DataFrame({"V": range(13)})
+    shown = lesson.table(frame)._repr_mimebundle_()
+    first, _, rest = shown["text/html"].partition("<details><summary>3 more rows</summary>")
+    assert (first.count("<tr"), rest.count("<tr")) == (1 + 10, 1 + 3)
+    assert shown["text/plain"].endswith("... and 3 more rows")
+    assert "details" not in lesson.table(frame.head(10))._repr_mimebundle_()["text/html"]
+
+
+def test_a_page_inside_a_notebook_is_the_file(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text('<p class="a">5 < 6 & more</p>')
+    frame = ElementTree.fromstring(lesson.page(path, "A page")._repr_mimebundle_()["text/html"])
+    assert frame.get("srcdoc") == path.read_text() and frame.get("title") == "A page"

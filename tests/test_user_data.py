@@ -151,5 +151,4 @@ def test_the_check_of_the_command_line(tmp_path, images, capsys):
     assert vtc([*words, str(write(tmp_path / "fine.json", [talk("a.png")]))]) == 0
     assert vtc([*words, str(write(tmp_path / "bad.json", [talk("gone.png")]))]) == 1
     said = capsys.readouterr().out
-    assert "nothing wrong" in said and "entry 0" in said
-    assert vtc(["train", "--profile", "smoke", "--check"]) == 2
+    assert "nothing wrong" in said and "entry 0" in said and "dry run" in said

@@ -6,10 +6,10 @@ import argparse
 import shutil
 from dataclasses import replace
 
-from vtc import InputError, data, profiles
+from vtc import InputError, cost, data, profiles
 from vtc.commands import add_profile, add_user_data
 from vtc.data import llava
-from vtc.training import tower, user_data
+from vtc.training import outlook, tower, user_data
 from vtc.training.device import is_main_process
 from vtc.training.stages import Case, check, checkpoints, train
 
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, nargs=2, metavar=("A", "B"), help="of the two stages (default: the profile's)")
     add("--batch", type=int, help="images a step (default: the profile's)")
     add = parser.add_argument
-    add("--check", action="store_true", help="only read --data and --images, and say what is wrong where")
+    add("--check", action="store_true", help="what is wrong in --data, what it would take, and a dry run")
+    add("--hardware", default="h100", help="that the work is counted for, by name (h100)")
+    add("--devices", type=int, default=8, help="how many of them (8)")
     add("--bad-rows", default="stop", choices=("stop", "skip"), help=bad)
     add("--out", metavar="FOLDER", default="model", help="where the model is saved")
 
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Train, save, and say what it was like."""
     own = [f"--{name}" for name in ("llm", "tower", "lora", "steps", "batch") if getattr(args, name)]
-    if own and not args.data:
+    if own and not args.data and not args.check:
         raise InputError(f"{own[0]} is for your own data: give --data FILE.json and --images FOLDER")
     if args.lora and not args.llm:
         raise InputError("--lora adapts a trained LLM: give --llm FOLDER")
@@ -49,14 +51,16 @@ def main(args: argparse.Namespace) -> int:
     p, eyes = user_data.with_checkpoints(_paced(base, args), args.llm, args.tower, args.lora)
     case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
     check(p, case)
+    learns = "all" if not args.llm else "lora" if args.lora else "frozen"
     if args.check:
-        return _check(args)
+        return _check(args, p, case, learns)
+    if p.recipe.text is None and is_main_process():  # a cluster's work
+        _say(args, p, case, learns)
     talks = data.read_llava(args.data, args.images, args.bad_rows) if args.data else None
     if talks is None:
         model, notes = train(p, case)
         model.tower = tower.pretrained(p)
     else:
-        learns = "all" if not args.llm else "lora" if args.lora else "frozen"
         model, notes = user_data.train(p, case, talks, eyes or tower.pretrained(base), learns)
     if not is_main_process():
         return 0
@@ -79,10 +83,20 @@ def _paced(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:
     return replace(p, recipe=replace(r, align=align, instruct=instruct))
 
 
-def _check(args: argparse.Namespace) -> int:
-    """What the data hold and what is wrong where; 1 if anything is."""
-    if not args.data:
-        raise InputError("--check looks at your own data: give --data FILE.json and --images FOLDER")
-    report = llava.check(args.data, args.images)
-    print("\n".join(report.lines()))
-    return 1 if report.bad else 0
+def _check(args: argparse.Namespace, p: profiles.Profile, case: Case, learns: str) -> int:
+    """What the data hold, what is wrong where, what the training will take, a dry run; 1 if anything is."""
+    bad = False
+    if args.data:
+        report = llava.check(args.data, args.images)
+        print("\n".join(report.lines()))
+        bad = report.bad > 0
+    _say(args, p, case, learns)
+    print(outlook.dry_run(p, case, learns))
+    return int(bad)
+
+
+def _say(args: argparse.Namespace, p: profiles.Profile, case: Case, learns: str) -> None:
+    """Print the profile and what the training will take."""
+    if args.devices < 1:
+        raise InputError(f"--devices {args.devices}: give 1 or more")
+    print(p, *outlook.lines(p, case, cost.hardware(args.hardware), args.devices, learns), sep="\n")

@@ -79,7 +79,7 @@ def model(size: Size = PAPER, lit: str | Sequence[str] = ()) -> Drawing:
     a = V / (V + Q) * spread  # the visual share of the prompt's bar
     tokens = [
         box(20, 292, a, 22, "lit" if "prompt" in lit else "seen") if V else "",
-        box(20 + a, 292, spread - a, 22, "lit" if "prompt" in lit else "text") if Q else "",
+        box(20 + a, 292, spread - a, 22, "text lit-edge" if "prompt" in lit else "text") if Q else "",
         words(20, 328, f"V = {V} visual", what="V"),
         words(340, 328, f"Q = {Q} text tokens", anchor="end", what="Q"),
     ]

@@ -11,8 +11,10 @@ import altair as alt
 import pandas as pd
 
 from vtc import figures  # registers the theme
+from vtc.evaluation.scores import FAMILIES
 
 SIZE = alt.Color("N:O", title="N, billions")
+SAME = 0.05  # a quantity that varies by less than this share stays the same
 BOUND = {"reading weights": "#9ecae1", "arithmetic": "#fdae6b", "does not fit": "#d9d9d9"}
 
 
@@ -59,20 +61,22 @@ def scaling(rows: pd.DataFrame) -> alt.LayerChart:
     )
 
 
-def fitted(rows: pd.DataFrame) -> alt.LayerChart:
+def fitted(rows: pd.DataFrame, **size: int) -> alt.LayerChart:
     """Points and law of any scores: error against V, one curve per model size; rows: `frames.plane`."""
     points, curves, _ = _parts(rows)
     seen = points.data
-    kind = "symlog" if (seen["V"] == 0).any() else "log"
+    kind, room = ("symlog", {}) if (seen["V"] == 0).any() else ("log", {"padding": 12})
     names = list(dict.fromkeys(seen.sort_values("N")["LLM"]))
-    size = alt.Color("LLM:O", title="N", sort=names)
-    x = _axis(alt.X, "V", "visual tokens V", kind, sorted(seen["V"].unique().tolist()))
+    color = alt.Color("LLM:O", title="N", sort=names)
+    x = _axis(alt.X, "V", "visual tokens V", kind, sorted(seen["V"].unique().tolist()), **room)
     y = _axis(alt.Y, "error", "error, 1 - score")
     law = rows.attrs
+    status = law["status"].split("; ")
     return figures.titled(
-        curves.mark_line().encode(x, y, size) + points.mark_point(filled=True).encode(x, y, size),
-        f"{law['family']}: {law['law']} law, R2 {law['r2']:.3f}",
-        law["status"],
+        curves.mark_line().encode(x, y, color) + points.mark_point(filled=True).encode(x, y, color),
+        f"{FAMILIES.get(law['family'], law['family'])}: R2 {law['r2']:.2f}",
+        *("; ".join(status[i : i + 2]) for i in range(0, len(status), 2)),  # two remarks a line
+        **size,
     )
 
 
@@ -82,6 +86,7 @@ def wandering(rows: pd.DataFrame) -> alt.Chart:
     colour = alt.Scale(domain=names, range=figures.PALETTE[:4])
     shape = alt.Scale(domain=names, range=["circle", "square", "diamond", "triangle-up"])
     chart = alt.Chart(rows).mark_point(filled=True, size=130, opacity=0.75)
+    ends = len(rows.loc[rows["what"] == names[0], ["alpha", "beta", "D"]].drop_duplicates())
     return figures.titled(
         chart.encode(
             _axis(alt.X, "alpha", "alpha"),
@@ -89,8 +94,8 @@ def wandering(rows: pd.DataFrame) -> alt.Chart:
             alt.Color("what:N", title=None, sort=names, scale=colour),
             alt.Shape("what:N", title=None, sort=names, scale=shape),
         ),
-        f"The official procedure, {rows.attrs['seeds']} seeds",
-        "same points and law; the shuffle differs",
+        f"{rows.attrs['seeds']} shuffles of the official search end at {ends} different fits",
+        "same points, same law; the least squared error is the exact optimum's",
     )
 
 
@@ -109,8 +114,11 @@ def identifiability(rows: pd.DataFrame) -> alt.ConcatChart:
     said = "blue: what the points allow at 95 %"
     if "D at its bound" in law["status"]:
         said += "; the best D lies below 0, so D >= 0 puts the fit on its bound"
-    title = alt.Title(f"What {law['points']} points identify, {law['family']}", subtitle=said)
-    return alt.concat(*map(panel, names), columns=3).properties(title=title)
+    allowed = rows[rows["inside"]].groupby("quantity", sort=False)["value"]
+    spread = (allowed.max() - allowed.min()) / allowed.median().abs()
+    held = " and ".join(name for name in names if spread[name] < SAME and name != "RMSE")
+    title = f"What {law['points']} points fix, whatever D is: {held or 'nothing'} ({law['family']})"
+    return figures.titled(alt.concat(*map(panel, names), columns=3), title, said)
 
 
 def separability(rows: pd.DataFrame) -> alt.LayerChart:
@@ -120,8 +128,10 @@ def separability(rows: pd.DataFrame) -> alt.LayerChart:
     base = alt.Chart(rows)
     bars = base.mark_rule(strokeWidth=2).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=colour)
     dots = base.mark_line(point={"size": 80}).encode(x, y, colour)
-    said = "a separable law needs one number for all N; bars: two standard errors"
-    return figures.titled(dots + bars, "The slope in V, size by size", said)
+    ends = rows.groupby("task", sort=False)["beta"].agg(["min", "max"])
+    title = ", ".join(f"{task} {low:.3f} to {high:.3f}" for task, low, high in ends.itertuples())
+    said = "beta of each LLM by itself; a product law needs one for all N; bars: two standard errors"
+    return figures.titled(dots + bars, f"beta by LLM: {title}", said)
 
 
 def optimum(rows: pd.DataFrame) -> alt.LayerChart:
@@ -133,7 +143,8 @@ def optimum(rows: pd.DataFrame) -> alt.LayerChart:
     colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom"))
     band = alt.Chart(rows).mark_area(opacity=0.2).encode(x, low, alt.Y2("high:Q"), colour)
     line = alt.Chart(rows).mark_line(point=True).encode(x, y, colour)
-    return figures.titled(band + line, f"V* against Q, {rows.attrs['family']}", "closed form, 95 % interval")
+    said = f"{rows.attrs['family']}: V* in closed form, with its 95 % interval"
+    return figures.titled(band + line, "The best V grows in proportion to the text", said)
 
 
 def true_cost(rows: pd.DataFrame) -> alt.Chart:
@@ -144,8 +155,9 @@ def true_cost(rows: pd.DataFrame) -> alt.Chart:
     colour = alt.Color("cost:N", title="cost held fixed", sort=names, scale=alt.Scale(domain=names))
     return figures.titled(
         alt.Chart(rows).mark_line(point={"size": 30}, opacity=0.85).encode(x, y, colour),
-        f"The optimum under the whole cost, {about['family']}",
-        f"{about['device']}, Q = {about['Q']}, G = {about['G']}; seconds are roofline seconds",
+        "Which V is best depends on what is counted",
+        f"{about['family']}: V of the best split at every cost, Q = {about['Q']}, G = {about['G']}",
+        f"first and last token: seconds of the roofline, {about['device']}",
     )
 
 
@@ -167,10 +179,11 @@ def binding(rows: pd.DataFrame, sizes: Sequence[float] = (0.5, 1.8, 7.0, 14.0)) 
 
 def own(planes: Sequence[pd.DataFrame]) -> alt.ConcatChart:
     """This project's own sweep, one panel per family; an empty chart that says so while there are no rows."""
-    panels = [fitted(rows) for rows in planes]
+    panels = [fitted(rows, width=290, height=250) for rows in planes]
     if not panels:
         empty = pd.DataFrame([{"said": "too few rows of the sweep yet: run notebook 02 first"}])
         panels = [alt.Chart(empty).mark_text(fontSize=12).encode(text="said:N")]
         panels = [panels[0].properties(width=560, height=60)]
-    chart = alt.hconcat(*panels).resolve_scale(color="independent")
-    return chart.properties(title="This project's own sweep")
+    good = sum("fits badly" not in rows.attrs["status"] for rows in planes)
+    title = f"The power law describes {good} of {len(planes)} families of our models"
+    return figures.titled(alt.hconcat(*panels), title, "points: means over seeds; curves: the fitted law")

@@ -7,6 +7,8 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -54,6 +56,48 @@ def _written(part: Callable, docs: bool) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A frame of which a reader sees the first rows; the rest is folded."""
+
+    frame: pd.DataFrame
+    rows: int
+
+    def _repr_mimebundle_(self, **_: object) -> dict:
+        first, rest = self.frame.iloc[: self.rows], self.frame.iloc[self.rows :]
+        with pd.option_context("display.max_colwidth", None):  # sentences in full
+            html, more = (part.to_html(index=False) for part in (first, rest))
+            text = first.to_string(index=False)
+        if len(rest):
+            html += f"<details><summary>{len(rest)} more rows</summary>{more}</details>"
+            text += f"\n... and {len(rest)} more rows"
+        return {"text/html": html, "text/plain": text}
+
+
+def table(frame: pd.DataFrame, rows: int = 10) -> Table:
+    """A frame for reading: at most `rows` rows, the others folded below them."""
+    return Table(frame, rows)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole offline page inside a notebook."""
+
+    html: str
+    title: str
+    height: int  # pixels
+
+    def _repr_mimebundle_(self, **_: object) -> dict:
+        style = f"width:100%;height:{self.height}px;border:1px solid #8888;background:white"
+        frame = f'<iframe title="{escape(self.title)}" style="{style}" srcdoc="{escape(self.html)}"></iframe>'
+        return {"text/html": frame, "text/plain": self.title}
+
+
+def page(path: Path, title: str, height: int = 1100) -> Page:
+    """The page of a file, shown whole; it runs by itself, without the notebook's kernel."""
+    return Page(path.read_text(encoding="utf-8"), title, height)
+
+
 def forward_pass(vlm: VLM, images: Tensor, question: str | list[int]) -> dict[str, Tensor]:
     """Images (b, pixels, pixels, 3) and one question for each -> every tensor on the way, see `LETTERS`.
 
@@ -67,11 +111,11 @@ def forward_pass(vlm: VLM, images: Tensor, question: str | list[int]) -> dict[st
     packed = pack([[asked(ids)]] * len(images), pad=0)
     with torch.no_grad():
         features = vlm.eyes()(images)
-        tokens, real = vlm.encode_image(features, packed)
-        prompt, layout = vlm.embedded(packed, features, tokens, real)
+        tokens = vlm.encode_image(features, packed)
+        prompt, layout = vlm.embedded(packed, features, tokens)
         seen = {"attention_mask": layout.mask(prompt.dtype), "position_ids": layout.position_ids}
-        out = vlm.llm.model(inputs_embeds=prompt, use_cache=False, **seen).last_hidden_state
-        following = vlm.llm.lm_head(out[:, -1])
+        out = vlm.llm.base_model(inputs_embeds=prompt, use_cache=False, **seen).last_hidden_state
+        following = vlm.llm.get_output_embeddings()(out[:, -1])
     made = images, features.last, features.levels, tokens, prompt, out, following
     return dict(zip(LETTERS, made, strict=True))
 

@@ -24,7 +24,8 @@ _RULES = """.vtc-d{{color:{ink};font-family:Helvetica,Arial,Liberation Sans,sans
 .vtc-d .paper{{fill:{paper}}}.vtc-d .box{{fill:{box};stroke:currentColor;stroke-width:1}}
 .vtc-d .lit{{fill:{lit};stroke:{edge};stroke-width:2.5}}.vtc-d .on{{fill:{edge};stroke:{paper}}}
 .vtc-d .off{{fill:{paper};stroke:{rule}}}.vtc-d .seen{{fill:{lit};stroke:{edge}}}
-.vtc-d .text{{fill:{text};stroke:currentColor}}.vtc-d .rule{{stroke:{rule};fill:none;stroke-width:.8}}
+.vtc-d .text{{fill:{text};stroke:currentColor}}.vtc-d .lit-edge{{stroke:{edge};stroke-width:2.5}}
+.vtc-d .rule{{stroke:{rule};fill:none;stroke-width:.8}}
 .vtc-d .line{{stroke:currentColor;fill:none;stroke-width:1.4}}
 .vtc-d .dash{{stroke-dasharray:4 3}}.vtc-d .curve{{stroke:{edge};fill:none;stroke-width:2.5}}
 .vtc-d .tip{{fill:currentColor;stroke:none}}"""

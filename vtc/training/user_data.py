@@ -19,6 +19,7 @@ from vtc.training import features, tower
 from vtc.training.batches import Bank, Question
 from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints
 
+RANK = 16  # of LoRA
 LEARNS = ("all", "frozen", "lora")  # of the LLM, in the second stage
 
 
@@ -90,7 +91,7 @@ def with_lora(llm: nn.Module) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise InputError("LoRA needs peft, which is not here: pip install 'vtc[llm]'") from None
-    return get_peft_model(llm, LoraConfig(target_modules="all-linear", r=16, lora_alpha=32))
+    return get_peft_model(llm, LoraConfig(target_modules="all-linear", r=RANK, lora_alpha=2 * RANK))
 
 
 def _adapters(model: VLM) -> list[str]:

@@ -1,0 +1,144 @@
+"""Notebooks that teach: minutes, questions, exercises, tables as promised; numbers in prose are computed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from vtc import cost, scaling
+from vtc.figures import drawings
+from vtc.scaling import elsewhere, seconds
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = {
+    path.name[:2]: nbformat.read(path, as_version=4).cells for path in sorted(FOLDER.glob("*.ipynb"))
+}
+PROSE = {
+    name: "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for name, cells in NOTEBOOKS.items()
+}
+TAUGHT = [name for name, text in PROSE.items() if "**What you will learn.**" in text]
+each = pytest.mark.parametrize("name", TAUGHT)
+WORDS_A_MINUTE, SECONDS_A_FIGURE = 200, 20
+
+
+def outputs(name: str, kind: str) -> list[str]:
+    """What the cells show, of one MIME type."""
+    shown = (out.get("data", {}) for cell in NOTEBOOKS[name] for out in cell.get("outputs", []))
+    return [data[kind] for data in shown if kind in data]
+
+
+def test_these_are_lessons():
+    assert {"03", "04"} <= set(TAUGHT)
+
+
+@each
+def test_reading_takes_the_minutes_that_are_said(name):
+    """Words, folded ones too, and figures."""
+    said = int(re.search(r"\*\*Time\.\*\* (\d+) minutes of reading", PROSE[name])[1])
+    figures = len(outputs(name, "image/png"))
+    minutes = len(re.findall(r"\w+", PROSE[name])) / WORDS_A_MINUTE + figures * SECONDS_A_FIGURE / 60
+    assert minutes <= said <= 25
+
+
+@each
+def test_a_lesson_has_its_parts(name):
+    text = PROSE[name]
+    for part in ("**What you need.**", "## Try it", "## Exercises", "## What comes next", "## Sources"):
+        assert part in text, part
+    assert text.count("**Predict") >= 4 and "*The paper" in text
+    exercises, answers = (
+        re.findall(r"^\*\*\d\.\*\* ", text, re.M),
+        text.count("<details><summary>Answer</summary>"),
+    )
+    assert 3 <= len(exercises) == answers == text.count("</details>") <= 5
+    assert "glossary" in text
+
+
+@each
+def test_cells_and_tables_are_short(name):
+    for cell in NOTEBOOKS[name]:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 10, cell.source
+    for table in outputs(name, "text/html"):
+        rows = table.partition("<details")[0].count("<tr")
+        assert rows <= 1 + 10 + 1, table[:300]  # names of columns (and of an index), ten rows
+
+
+@each
+def test_every_figure_is_described(name):
+    shown = [out.get("data", {}) for cell in NOTEBOOKS[name] for out in cell.get("outputs", [])]
+    pictures = [data for data in shown if "image/png" in data]
+    assert pictures and all(len(data["text/plain"]) > 40 for data in pictures)
+
+
+def of_04() -> list[str]:
+    reasoning, ocr = (scaling.fit(scaling.published(task)) for task in ("reasoning", "ocr"))
+    law, V = reasoning.law, np.arange(1, 577)
+
+    def along(law: scaling.Law, budget: float) -> np.ndarray:
+        return law.error(budget / (50 + V), V)
+
+    above = along(law, 1000) / along(law, 1000).min() - 1
+    assert above[4 - 1] < 0.01 and above[36 - 1] < 0.01 and 0.02 < above[0] < 0.05  # "a few per cent"
+    assert along(law, 1000).argmin() == along(law, 10).argmin()
+    additive = scaling.fit(reasoning.points, "additive").law
+    best = [V[along(additive, budget).argmin()] for budget in (100, 1000, 10000)]
+    betas = {row["task"]: row for row in elsewhere.benchmark_betas()}
+    assert (
+        betas["SQA"]["beta_lo"] < 0 < betas["SQA"]["beta_hi"]
+        and max(betas, key=lambda t: betas[t]["beta"]) == "VQAv2"
+    )
+    left = scaling.leave_one_size_out(reasoning.points)
+    assert left[-1]["largest"] and left[-1]["worst miss"] < 0.01
+    at = [reasoning.points.Y[reasoning.points.N == n] for n in set(reasoning.points.N)]
+    spread = [np.ptp(errors) / errors.max() for errors in at]
+    assert 0.06 < min(spread) and max(spread) < 0.14  # "only about a tenth"
+    assert ocr.law.ratio < 1
+    found = [row["V_opt"] for row in scaling.compare(reasoning.points)]
+    assert min(found) > 13 and max(found) < 15  # "nearly at the same place"
+    return [
+        f"V\\* = {50 * 0.015 / (0.077 - 0.015):.1f} at Q = 50",
+        f"the exact fit gives {scaling.v_star(law, 50):.1f}",
+        f"= 250 / {law.ratio - 1:.2f} = {250 / (law.ratio - 1):.0f}",
+        f"With a ratio of {law.ratio:.2f}",
+        f"It rises: {best[0]}, {best[1]} and {best[2]}.",
+        f"With 2 beta the ratio is {law.ratio / 2:.2f} and V\\* at Q = 50 is {50 / (law.ratio / 2 - 1):.0f}",
+    ]
+
+
+def of_03() -> list[str]:
+    h200, qwen = cost.hardware("h200"), cost.llm("7")
+    corner, V = drawings.ridge(h200), 576
+    one, all_ = (cost.memory(cost.Pipeline(qwen), v, 50, 128)["kv"] for v in (1, V))
+    assert 3.5 < all_ / one < 4.5  # "about four times as many requests"
+    times = [row["published_ms"] / row["floor_ms"] for row in elsewhere.published_latency()]
+    assert 2 <= min(times) and max(times) <= 6.05  # "two to six times the floor"
+    cached = V * qwen.kv_bytes()
+    pays = seconds.batch_that_pays(["h200", "a100", "l4"])
+    first = {b: pays[pays["batch"] <= b].groupby("device")["V"].min() for b in (1, 8)}
+    assert first[1].min() > 100 and first[8][["a100", "h200"]].max() < 12 and 12 < first[8]["l4"] < 28
+    corners = {d.name: drawings.ridge(d) for d in cost.hardware_table().values() if "bf16" in d.peak}
+    assert all(at > 100 for name, at in corners.items() if not name.endswith("2")) and corners["epyc2"] < 100
+    assert round(cached / (2 * qwen.matrices), 2) == 0.02  # "two per cent"
+    return [
+        f"so t = {corner:.0f}.",
+        f"shorter than {corner:.0f} tokens",
+        f"are {(V + 50) / 51:.0f} times the operations of 1 beside 50",
+        f"{V} visual tokens take {cached / 2**20:.0f} MiB a request",
+        f"moves to {corner / 2:.0f} tokens",
+        f"8 (V + 50) = {corner:.0f} gives V + 50 = {corner / 8:.0f}",
+        f"{2 * qwen.matrices / 1e9:.0f} GB for the 7B LLM",
+        f"{V} of them are {cached / 1e9:.1f} GB",
+    ]
+
+
+@pytest.mark.parametrize("name, made", [("03", of_03), ("04", of_04)])
+def test_numbers_in_prose_are_computed(name, made):
+    text = re.sub(r"\s+", " ", PROSE[name])
+    for sentence in made():
+        assert sentence in text, sentence
