@@ -54,7 +54,7 @@ def test_seeds_that_disagree_widen_the_interval():
         made.append(cells(rng, luck, seeds=1).assign(seed=seed))
     together = compare.differences(pd.concat(made), TASKS, "tokenpacker").set_index("family")
     lucky = compare.differences(made[0], TASKS, "tokenpacker").set_index("family")
-    assert lucky.loc["all", "low"] > 0.08
+    assert lucky.loc["all", "low"] > 0.05
     assert together.loc["all", "low"] < -0.08 and together.loc["all", "high"] > 0.08
 
 
@@ -170,7 +170,7 @@ def test_the_zoo_leaves_out_what_cannot_be_given_and_doubles():
     assert len(set(pairs)) == len(pairs)
     assert ("visionzip", 1) not in pairs and ("visionzip", 4) in pairs  # it needs a token beside the rest
     assert ("quecc_unasked", 4) in pairs and ("quecc_unasked", 16) not in pairs
-    assert [case["compressor"] for case in cases].count("identity") == len(p.seeds)
+    assert {("tokenpacker", V) for V in p.zoo_V} <= set(pairs)  # trained for one V, always among them
 
 
 def test_holm_by_hand():

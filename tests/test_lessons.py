@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vtc import InputError
 from vtc.compressors.base import Features
 from vtc.data.gridqa.ask import in_words
 from vtc.data.gridqa.binding import ask_any
@@ -215,6 +216,12 @@ def test_the_llm_learns_at_a_share_of_the_rate(told: VLM, lessons: ImageLessons)
         assert moved[0.05][name] == pytest.approx(0.05 * moved[1.0][name], rel=0.25)
     seen = "model.compressor.attend.kv_in.weight"
     assert moved[0.05][seen] == pytest.approx(moved[1.0][seen], rel=0.1)
+
+
+def test_a_tokenizer_that_lacks_a_word_is_said_in_one_line() -> None:
+    with pytest.raises(InputError, match="'zurich' is not one token of this LLM's tokenizer") as error:
+        Reader(make_tokenizer(tuple(word for word in WORDS if word != "zurich")))
+    assert "\n" not in str(error.value)
 
 
 def test_questions_are_packed_as_one_by_one() -> None:

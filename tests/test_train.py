@@ -449,7 +449,7 @@ def test_two_processes_learn_as_one_does(tmp_path):
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         curves.append(json.loads(out.read_text()))
-    assert len(curves[0]) == 20 and curves[0][-1] < curves[0][0] - 0.5
+    assert len(curves[0]) == 20 and np.mean(curves[0][-4:]) < np.mean(curves[0][:4]) - 0.5
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
@@ -472,7 +472,7 @@ assert processes().num_processes == int(sys.argv[1])  # as every entry into trai
 accelerator = Accelerator()
 assert accelerator.num_processes == int(sys.argv[1])
 tokenizer = make_tokenizer()
-world = data.WorldConfig(lands=2, entities=4, offset=1.0)
+world = data.WorldConfig(lands=1, entities=2, offset=1.0)
 scenes = data.make_scenes(world, 8, "train", seed=0)
 lessons = TextLessons(scenes, data.Facts(world), Reader(tokenizer), 0, 5, 5, 3)
 torch.manual_seed(accelerator.process_index)  # the first process's weights are everybody's
@@ -489,7 +489,7 @@ def batch(step, share):
     return made
 
 def make():
-    loop.fit(model, loop.Stage("text", 20, 3e-3, ("llm",), 100), batch, None)
+    loop.fit(model, loop.Stage("text", 20, 6e-3, ("llm",), 100), batch, None)
     return {"embed": model.llm.get_input_embeddings().weight.detach()}, {}
 
 build_once(out.with_suffix(".safetensors"), make)  # one file, made by all processes together

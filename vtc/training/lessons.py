@@ -31,12 +31,20 @@ BINDING = 1 / 8  # of the questions bind several marks
 
 
 class Reader:
-    """Questions and scenes as rows of word numbers -> what the LLM reads."""
+    """Questions and scenes as rows of word numbers -> what the LLM reads.
+
+    Raises `InputError` where the tokenizer splits or lacks a word of GridQA, as a checkpoint's does.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.end = len(WORDS)  # stands for the end of an answer in a row of word numbers
         every = [*WORDS, tokenizer.eos_token, tokenizer.pad_token]
-        self.ids = np.array(tokenizer.convert_tokens_to_ids(every))  # NONE, -1, is the last of them
+        ids = tokenizer.convert_tokens_to_ids(every)
+        unknown = [word for word, i in zip(every, ids) if i is None or i == tokenizer.unk_token_id]
+        if unknown:
+            problem = f"GridQA's word {unknown[0]!r} is not one token of this LLM's tokenizer"
+            raise InputError(f"{problem}: train it on your own data, see `vtc train --data`")
+        self.ids = np.array(ids)  # NONE, -1, is the last of them
         self.pad = tokenizer.pad_token_id
 
     def packed(self, questions: Questions, told: np.ndarray) -> Packed:
