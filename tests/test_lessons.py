@@ -173,7 +173,7 @@ def test_tokens_in_the_order_of_the_prompt_are_compared_with_their_own_windows(
     assert (order is not None) == (V > 16) and packed.lengths.shape[1] == 3
 
     def shown(tokens: torch.Tensor) -> float:
-        monkeypatch.setattr(VLM, "encode_image", lambda *_: (tokens.repeat(1, m, 1), None))
+        monkeypatch.setattr(VLM, "encode_image", lambda *_: tokens.repeat(1, m, 1))
         return learner(packed, features, V).item()
 
     assert shown(wanted if order is None else wanted[:, order]) == pytest.approx(0, abs=1e-6)
