@@ -79,6 +79,7 @@ class Profile:
     feature_bytes: int  # of one split's features that may be kept; more are computed when asked for
     note: str  # what it needs and how long it takes
     world: WorldConfig = WorldConfig()  # what GridQA's images show and its questions ask for
+    twin: WorldConfig = WorldConfig(least=6.0, entities=2)  # flipped: small marks, 640 facts
     recompute: bool = False  # True: recorded rows are not looked at
     data_version: str = "gridqa-2"  # of the questions and images: another word where `vtc.data` makes others
     run: str = field(default="")  # folder under runs/ (VTC_RUN names it too); else the profile's name
@@ -129,6 +130,19 @@ class Profile:
         numbers = {name: value for name, value in asdict(self).items() if name not in UNDECIDING}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:10]
 
+    @property
+    def variants(self) -> dict[str, Profile]:
+        """Profiles that answer one question each, by the table of their rows; recorded once and replayed.
+
+        02_twin: the flipped world. 02_doubled: every stage twice as long, does the error still fall?
+        """
+        stages = {name: getattr(self.recipe, name) for name in ("text", "align", "instruct")}
+        longer = {name: stage and replace(stage, steps=2 * stage.steps) for name, stage in stages.items()}
+        return {
+            "02_twin": replace(self, world=self.twin),
+            "02_doubled": replace(self, recipe=replace(self.recipe, **longer)),
+        }
+
     def size(self, name: str) -> LLMShape:
         """The LLM of that name; InputError names those there are."""
         for size in self.sizes:
@@ -153,7 +167,7 @@ class Profile:
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
-    *("recompute", "run", "feature_bytes"),
+    *("recompute", "run", "feature_bytes", "twin"),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vtc import InputError, compressors, profiles
 from vtc.commands import add_profile
-from vtc.experiments.sweep import STEM, ZOO, cells, members, table, zoo
+from vtc.experiments.sweep import STEM, ZOO, cells, members, table, variant_cells, zoo
 from vtc.profiles import Profile
 from vtc.training import stages
 
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     zoo = f"compressors of notebook 05 in place of the sweep: some of {sets}, or names such as lookup,quecc"
     add("--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)")
     add("--zoo", nargs="?", const="profile", metavar="SETS", help=f"{zoo} (default: the profile's sets)")
+    kinds = "twin (the flipped world) or doubled (every stage twice as long), three seeds"
+    add("--variant", choices=("twin", "doubled"), help=f"a variant in place of the sweep: {kinds}")
     add("--V", default="", help="such as 1,4 (default: the profile's)")
 
 
@@ -44,9 +46,19 @@ def asked_for(args: argparse.Namespace) -> Profile:
 def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
     p = asked_for(args)
+    if args.variant:
+        return _variant(p, f"02_{args.variant}")
     cases = zoo(p) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
     for case in cases:
         stages.check(p, stages.Case(**case))
     rows = table(p, cases, ZOO if args.zoo else STEM)
     print(f"{len(rows)} rows; `vtc record --profile {p.name}` takes them into results/{p.name}/")
+    return 0
+
+
+def _variant(p: Profile, stem: str) -> int:
+    """Measure a variant of the profile, with the first three seeds."""
+    p = replace(p, seeds=p.seeds[:3])
+    rows = table(p.variants[stem], variant_cells(p, stem), stem)
+    print(f"{len(rows)} rows of {stem}; `vtc record --profile {p.name}` takes them into results/{p.name}/")
     return 0

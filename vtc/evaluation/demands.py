@@ -47,10 +47,13 @@ def exponents(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
     Both are slopes of the logarithm of the error, ln Y = a - alpha ln N - beta ln V, at V > 0, fitted seed by
     seed: the power law without a floor, which needs no search.
     """
-    rows = rows[rows["V"] > 0]
+    return _of(rows[rows["V"] > 0], regions(made))
+
+
+def _of(rows: pd.DataFrame, regions: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
     scores = {row.Index: unpack(row.scores) for row in rows.itertuples()}
     found = []
-    for (fit, rank), questions in regions(made).items():
+    for (fit, rank), questions in regions.items():
         error = pd.Series({index: 1 - each[questions].mean() for index, each in scores.items()})
         slopes = [_slopes(part, error[part.index]) for _, part in rows.groupby("seed")]
         row = {"fit": fit, "rank": rank, "questions": len(questions), "error": float(error.mean())}
@@ -59,6 +62,14 @@ def exponents(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def of_facts(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
+    """Exponents of all questions about facts together, large marks and small: one row, as in `exponents`.
+
+    The flipped twin asks the same kind of question of another world, so its row can stand beside this one.
+    """
+    return _of(rows[rows["V"] > 0], {("every", "every"): np.flatnonzero(made.frame["kind"] == "fact")})
 
 
 def _slopes(rows: pd.DataFrame, error: pd.Series) -> tuple[float, float]:

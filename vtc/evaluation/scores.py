@@ -28,7 +28,8 @@ def errors(exam: Exam, scores: np.ndarray) -> dict[str, float]:
     tasks = exam.frame["task"].to_numpy()
     row = {f"score_{t}": float(scores[tasks == t].mean()) for t in TASKS if (tasks == t).any()}
     for family in TASKS_OF:
-        row[f"error_{family}"] = 1 - sum(w * row[f"score_{t}"] for t, w in WEIGHTS[family].items())
+        scored = (w * row.get(f"score_{t}", np.nan) for t, w in WEIGHTS[family].items())
+        row[f"error_{family}"] = 1 - sum(scored)  # not a number in a world that never asks one of its tasks
     return row | {"questions": len(exam)}
 
 

@@ -36,7 +36,7 @@ def of_file(profile: Profile, path: Path) -> dict[str, list[dict]]:
 
 def _good(profile: Profile, stem: str, found: dict[str, dict]) -> list[dict]:
     planned = {*profile.seeds, *profile.recorded_seeds}
-    good = [case for case in found.values() if case["recipe"] in ("", profile.fingerprint)]
+    good = [case for case in found.values() if case["recipe"] in _recipes(profile, stem)]
     for case in good:
         where = f"{stem}, case " + ", ".join(f"{name}={value}" for name, value in case["case"].items())
         commit, seed = case["rows"][0]["commit"] or "", case["case"].get("seed")
@@ -49,6 +49,11 @@ def _good(profile: Profile, stem: str, found: dict[str, dict]) -> list[dict]:
     return good
 
 
+def _recipes(profile: Profile, stem: str) -> tuple[str, str]:
+    """The recipes whose rows a table takes: none (a clock), and the profile's or its variant's."""
+    return "", profile.variants.get(stem, profile).fingerprint
+
+
 def merge(profile: Profile, stem: str, cases: list[dict]) -> str:
     """Cases into the recorded table, sorted, in place of older rows of theirs; says what it did.
 
@@ -56,7 +61,7 @@ def merge(profile: Profile, stem: str, cases: list[dict]) -> str:
     """
     path = profile.results / f"{stem}.csv"
     before = store.read_csv(path)
-    kept = {name: case for name, case in before.items() if case["recipe"] in ("", profile.fingerprint)}
+    kept = {name: case for name, case in before.items() if case["recipe"] in _recipes(profile, stem)}
     new = {store.name_of(case["case"], case["recipe"]): case for case in cases}
     new = {name: case for name, case in new.items() if name not in kept or _date(case) > _date(kept[name])}
     replaced, gone = len(new.keys() & kept.keys()), len(before) - len(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -39,6 +40,12 @@ def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
         for v in reversed(V or p.V)
         for size in reversed(p.sizes)
     ]
+
+
+def variant_cells(p: Profile, stem: str) -> list[dict]:
+    """The cells of one of `Profile.variants`: every second LLM in the twin, the zoo's LLM twice as long."""
+    sizes = p.sizes[::2] if stem == "02_twin" else (p.size(p.zoo_size),)
+    return cells(replace(p, sizes=sizes))
 
 
 def members(name: str) -> tuple[str, ...]:
