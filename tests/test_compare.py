@@ -182,3 +182,25 @@ def test_quecc_is_as_published_and_its_speed_a_ratio():
     row = speed.measure(case, turns=1)
     assert row["difference"] < 1e-5
     assert all(row[f"{name}_ratio"] > 0 for name in ("one", "many", "bf16"))
+
+
+@pytest.mark.parametrize("gain, margin, said", [(0.0, 0.1, "yes"), (0.25, 0.05, "no"), (0.0, 0.001, "open")])
+def test_equivalence_needs_the_whole_interval_within_the_margin(gain, margin, said):
+    rows = cells(np.random.default_rng(1), gain, seeds=5)
+    (row,) = compare.equivalence(rows, TASKS, "other", "tokenpacker", margin).itertuples()
+    assert row.equivalent == said and row.seeds == 5 and row.low < row.difference < row.high
+
+
+def test_one_seed_leaves_equivalence_open():
+    rows = cells(np.random.default_rng(1), 0.0, seeds=1)
+    assert compare.equivalence(rows, TASKS, "other", "tokenpacker", 0.5)["equivalent"].tolist() == ["open"]
+
+
+def test_equivalence_is_claimed_wrongly_in_one_case_of_twenty():
+    """Two compressors that differ by the margin itself, over many sets of seeds."""
+    rng, claimed = np.random.default_rng(0), 0
+    for _ in range(400):
+        apart = 0.05 + rng.normal(0, 0.02, (5, 1)) + rng.normal(0, 0.4, (5, 400))
+        _, low, high, _ = compare._interval([apart], [1.0], level=0.9)
+        claimed += compare._alike(low, high, 0.05) == "yes"
+    assert claimed / 400 < 0.075

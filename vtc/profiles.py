@@ -79,6 +79,8 @@ class Profile:
     feature_bytes: int  # of one split's features that may be kept; more are computed when asked for
     note: str  # what it needs and how long it takes
     world: WorldConfig = WorldConfig()  # what GridQA's images show and its questions ask for
+    # Two compressors whose overall scores differ by less are equivalent; written before the runs.
+    margin: float = 0.02
     twin: WorldConfig = WorldConfig(least=6.0, entities=2)  # flipped: small marks, 640 facts
     recompute: bool = False  # True: recorded rows are not looked at
     data_version: str = "gridqa-2"  # of the questions and images: another word where `vtc.data` makes others
@@ -167,7 +169,7 @@ class Profile:
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
-    *("recompute", "run", "feature_bytes", "twin"),
+    *("recompute", "run", "feature_bytes", "twin", "margin"),
 )
 
 

@@ -29,13 +29,15 @@ def mean_interval(values) -> tuple[float, float, float, float]:
     return student_interval(mean, float(values.std(ddof=1) / n**0.5), n - 1)
 
 
-def student_interval(mean: float, error: float, freedom: float) -> tuple[float, float, float, float]:
-    """Mean and its standard error -> mean, 95 % interval, two-sided p of 0, by Student's t."""
+def student_interval(
+    mean: float, error: float, freedom: float, level: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Mean and its standard error -> mean, interval (95 %), two-sided p of 0, by Student's t."""
     from scipy.stats import t as student  # half a second
 
     if error == 0:  # every value is the same
         return mean, mean, mean, float(mean == 0)
-    reach = error * student.ppf(0.975, freedom)
+    reach = error * student.ppf((1 + level) / 2, freedom)
     return mean, mean - reach, mean + reach, float(2 * student.sf(abs(mean) / error, freedom))
 
 
@@ -64,7 +66,9 @@ def differences(rows: pd.DataFrame, tasks: list[str], against: str) -> pd.DataFr
     return table.assign(p_holm=holm(table["p"].to_numpy()))
 
 
-def _interval(apart: list[np.ndarray], weights: list[float]) -> tuple[float, float, float, float]:
+def _interval(
+    apart: list[np.ndarray], weights: list[float], level: float = 0.95
+) -> tuple[float, float, float, float]:
     """Differences (seeds, questions) of each task -> weighted mean over tasks, its 95 % interval, p.
 
     Student's t, with Welch and Satterthwaite's degrees of freedom: the variance of a mean over n seeds, plus
@@ -78,7 +82,35 @@ def _interval(apart: list[np.ndarray], weights: list[float]) -> tuple[float, flo
     mean, variance = float(by_seed.mean()), float(of_seeds + of_questions)
     asked = sum(task.shape[1] - 1 for task in apart)
     spread = float(of_seeds**2 / max(n - 1, 1) + of_questions**2 / asked)
-    return student_interval(mean, variance**0.5, variance**2 / spread if variance else 1.0)
+    return student_interval(mean, variance**0.5, variance**2 / spread if variance else 1.0, level)
+
+
+def equivalence(rows: pd.DataFrame, tasks: list[str], one: str, other: str, margin: float) -> pd.DataFrame:
+    """Whether two compressors score alike: per V the overall score of `one` minus that of `other`.
+
+    Two one-sided tests at 5 %: equivalent if the whole 90 % interval lies within the margin on both sides,
+    which must be fixed before the runs. One seed says nothing of other trainings: it stays open. Columns: V,
+    difference, low, high (90 %), margin, seeds, equivalent ("yes", "no": the interval lies outside, "open").
+    """
+    found, at = [], {t: np.flatnonzero(np.array(tasks) == t) for t in WEIGHTS["all"]}
+    for V, cells in rows.groupby("V"):
+        a, b = (_by_seed(cells[cells["compressor"] == name]) for name in (one, other))
+        seeds = sorted(set(a) & set(b))
+        if not seeds:
+            continue
+        apart = np.array([a[s] - b[s] for s in seeds])  # (seeds, questions)
+        weights = list(WEIGHTS["all"].values())
+        mean, low, high, _ = _interval([apart[:, at[t]] for t in WEIGHTS["all"]], weights, level=0.9)
+        said = _alike(low, high, margin) if len(seeds) > 1 else "open"
+        found.append((int(V), mean, low, high, margin, len(seeds), said))
+    columns = ["V", "difference", "low", "high", "margin", "seeds", "equivalent"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _alike(low: float, high: float, margin: float) -> str:
+    if -margin < low and high < margin:
+        return "yes"
+    return "no" if low > margin or high < -margin else "open"
 
 
 def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:
