@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,12 +49,11 @@ def test_all_facts_together_are_one_row(planted: pd.DataFrame) -> None:
 
 def test_steps_are_counted_along_both_axes() -> None:
     """The error falls with N everywhere, and with V but for the last step, which rises beyond the seeds."""
-    rows = [
-        {"N": n, "V": v, "seed": s, f"error_{family}": 0.5 - 0.05 * i - 0.03 * j + 0.08 * (v == 36) + 0.001 * s}
-        for i, n in enumerate(N) for j, v in enumerate(V) for s in range(3) for family in ("both",)
-    ]  # fmt: skip
-    frame = pd.DataFrame(rows).rename(columns={"error_both": "error_reasoning"})
-    frame["error_ocr"] = frame["error_reasoning"]
+    rows = []
+    for (i, n), (j, v), seed in itertools.product(enumerate(N), enumerate(V), range(3)):
+        error = 0.5 - 0.05 * i - 0.03 * j + 0.08 * (v == 36) + 0.001 * seed
+        rows.append({"N": n, "V": v, "seed": seed, "error_reasoning": error, "error_ocr": error})
+    frame = pd.DataFrame(rows)
     table = summary.steps_table(frame).set_index(["family", "along", "V up to"])
     along_n, up_to_9, all_v = (
         table.loc["reasoning", along, to] for along, to in (("N", 36), ("V", 9), ("V", 36))
