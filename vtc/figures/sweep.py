@@ -95,9 +95,8 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
         shape=alt.Shape("outcome:N", title="within the tolerance", sort=["hit", "miss"]),
         tooltip=["N", "V", "predicted", "measured", "tolerance"],
     )
-    line = base.mark_line(strokeDash=[4, 4], color="#999999").encode(
-        y=alt.Y("predicted:Q", title="measured error")
-    )
+    same = alt.Y("predicted:Q", title="measured error", scale=scale)
+    line = base.mark_line(strokeDash=[4, 4], color="#999999").encode(y=same)
     by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
     hits = f"{int(table['hit'].sum())} of {len(table)} cells within two standard deviations of a seed"
     title = "Errors of the grid, predicted before it was trained"
@@ -120,11 +119,11 @@ def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
     )
     scale = alt.Scale(type="log", domain=[0.05, 1, 20], range=["#2166ac", "#f7f7f7", "#b2182b"])
     color = alt.Color("ratio:Q", title="alpha / beta", scale=scale)
-    chart = base.mark_rect(stroke="white").encode(color=color) + base.mark_text(fontSize=12).encode(
-        text="words:N"
-    )
+    dark = alt.condition("datum.ratio > 8 || datum.ratio < 0.125", alt.value("white"), alt.value("black"))
+    numbers = base.mark_text(fontSize=12).encode(text="words:N", color=dark)
+    chart = base.mark_rect(stroke="white").encode(color=color) + numbers
     title = "Memory turns alpha / beta up, the eye turns it down"
-    said = f"alpha / beta by region, profile {p.name}; red: N counts more, blue: V counts more"
+    said = f"numbers: alpha / beta; red: N counts more, blue: V counts more, white: alike; profile {p.name}"
     return figures.titled(chart, title, said, width=460, height=230)
 
 
@@ -134,7 +133,7 @@ def _ratio(row) -> str:
 
 def plateaus(rows: pd.DataFrame) -> alt.FacetChart:
     """Scores of the first world's task `attribute`, one mark a run: runs lie on plateaus, not on a curve."""
-    frame = rows[rows["V"] > 0].assign(LLM=lambda f: f["N"].map("N = {:,.0f}".format))
+    frame = rows[rows["V"] > 0].sort_values("N").assign(LLM=lambda f: f["N"].map("N = {:,.0f}".format))
     order = [f"N = {n:,.0f}" for n in sorted(frame["N"].unique())]
     bars = (
         alt.Chart(frame)
