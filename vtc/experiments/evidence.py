@@ -17,6 +17,7 @@ import pandas as pd
 from vtc import InputError, compressors, files, scaling
 from vtc.evaluation import compare, summary
 from vtc.evaluation.scores import FAMILIES, overall_error
+from vtc.experiments import predictions
 from vtc.experiments.claims import NOT_TESTABLE, Claim, Observation, corrected
 from vtc.scaling import frames
 
@@ -26,14 +27,17 @@ RIVALS = tuple(name for name in PUBLISHED if name != "quecc")  # beside QueCC in
 Said = list[Claim | Observation]
 
 
-def every(rows: Callable[[str], pd.DataFrame], tasks: list[str]) -> Said:
+def every(
+    rows: Callable[[str], pd.DataFrame], tasks: list[str], foretold: pd.DataFrame | None = None
+) -> Said:
     """All claims and observations that the tables allow; `rows(stem)` is one, empty if it is missing.
 
-    tasks: the task of each test question, in the order of the rows' `scores`.
+    tasks: the task of each test question, in the order of the rows' `scores`. foretold: the predictions that
+    were committed before the sweep, see `vtc.experiments.predictions`.
     """
     sweep, zoo, clock = map(rows, TABLES)
     said = recomputed()
-    said += replicated(sweep) if len(sweep) else []
+    said += replicated(sweep, foretold) if len(sweep) else []
     if len(zoo):
         said += pairs(pd.concat([zoo, sweep], ignore_index=True), tasks)
     said += clocked(clock) if len(clock) else []
@@ -108,9 +112,11 @@ def _separable(id: str, f: scaling.Fit) -> Claim:
 # --------------------------------------------------------------------------------- models trained here
 
 
-def replicated(rows: pd.DataFrame) -> Said:
+def replicated(rows: pd.DataFrame, foretold: pd.DataFrame | None = None) -> Said:
     """The sweep over N and V: slopes over seeds, then the law on cell means. V = 0 is no point of the law."""
     rows, claims = committed(rows), []
+    if rows.empty:
+        return []
     tasks = {family: task for task, family in FAMILIES.items()}
     for row in summary.slope_table(rows).itertuples():
         id = f"own-{tasks[row.family]}-{row.slope.replace(' ', '-')}"
@@ -125,9 +131,20 @@ def replicated(rows: pd.DataFrame) -> Said:
             claims.append(stated(f"own-{task}-largest", *compare.mean_interval(missed)[:3], fault=f.fault))
     error = rows.assign(error=overall_error(rows)).groupby(["V", "seed"])["error"].mean().unstack()
     if 0 not in error.index or len(error) < 2:
-        return corrected(claims)
+        return [*corrected(claims), *_predicted(foretold, rows)]
     gain = compare.mean_interval((error.loc[0] - error.loc[max(error.index)]).dropna())[:3]
-    return [*corrected(claims), stated("own-without-image", *gain)]
+    return [*corrected(claims), stated("own-without-image", *gain), *_predicted(foretold, rows)]
+
+
+def _predicted(foretold: pd.DataFrame | None, rows: pd.DataFrame) -> Said:
+    """How far the committed predictions of cells were off, beside two other guesses."""
+    if foretold is None:
+        return []
+    table = predictions.cells(foretold, rows)
+    table = table[table["label"] != "measured marginal"].dropna(subset="copied")
+    miss = {way: float((table[way] - table["measured"]).abs().mean()) for way in predictions.WAYS}
+    words = {"cells": len(table), "hits": int(table["hit"].sum())} | miss
+    return [stated("own-predicted", miss["predicted"], words=words)]
 
 
 def pairs(rows: pd.DataFrame, tasks: list[str]) -> Said:

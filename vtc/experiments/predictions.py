@@ -111,14 +111,19 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def committed(p: Profile) -> pd.DataFrame | None:
+    """predictions.csv as it was committed; None where nothing was predicted."""
+    path = p.results / FILE
+    return pd.read_csv(path) if path.exists() else None
+
+
 def of(p: Profile, parts: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """predictions.csv as it was committed; a profile without one: made in hindsight, which is said.
+    """The committed predictions; of a profile without any: made in hindsight, which is said.
 
     In hindsight they follow from this run's own marginals: the LLMs told in words, and the model of one size.
     """
-    path = p.results / FILE
-    if path.exists():
-        return pd.read_csv(path)
+    if (said := committed(p)) is not None:
+        return said
     print(f"nothing was predicted for profile {p.name}: these follow from marginals of the same run")
     return predicted(p, parts[parts["part"] == "llm"], rows[rows["N"] == p.size(p.zoo_size).N])
 
@@ -154,10 +159,10 @@ def scoreboard(table: pd.DataFrame) -> pd.DataFrame:
     """By family and kind of prediction: cells, hits, mean absolute miss of each way to predict."""
     parts = []
     for (family, label), part in table.groupby(["family", "label"], sort=False):
-        misses = {way: float((part[way] - part["measured"]).abs().mean()) for way in _WAYS}
+        misses = {way: float((part[way] - part["measured"]).abs().mean()) for way in WAYS}
         row = {"family": FAMILIES[family], "label": label, "cells": len(part), "hits": int(part["hit"].sum())}
         parts.append(row | misses)
     return pd.DataFrame(parts)
 
 
-_WAYS = ("predicted", "product", "copied")
+WAYS = ("predicted", "product", "copied")

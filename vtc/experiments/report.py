@@ -10,7 +10,7 @@ import pandas as pd
 
 from vtc import files, profiles
 from vtc.evaluation.exam import exam
-from vtc.experiments import claims, evidence, store
+from vtc.experiments import claims, evidence, predictions, store
 from vtc.profiles import ROOT, Profile
 
 FIRST, LAST = "<!-- made by `vtc record` -->", "<!-- end of what `vtc record` makes -->"
@@ -22,12 +22,17 @@ README = ROOT / "README.md"
 
 def recorded(p: Profile) -> pd.DataFrame:
     """The table of claims from a profile's recorded rows."""
-    return claims.table(evidence.every(lambda stem: store.recorded(stem, p), exam(p).tasks))
+    return claims.table(evidence.every(lambda stem: store.recorded(stem, p), *_known(p)))
 
 
 def measured(p: Profile) -> pd.DataFrame:
     """The table of claims from the rows that this profile finds now."""
-    return claims.table(evidence.every(lambda stem: store.stored(stem, p), exam(p).tasks))
+    return claims.table(evidence.every(lambda stem: store.stored(stem, p), *_known(p)))
+
+
+def _known(p: Profile) -> tuple[list[str], pd.DataFrame | None]:
+    """What claims need beside rows: the task of each test question, and what was predicted."""
+    return exam(p).tasks, predictions.committed(p)
 
 
 def record(p: Profile) -> bool:
