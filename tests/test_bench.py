@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +188,7 @@ def test_prediction_recovers_a_machine_that_obeys_the_roofline(on):
 def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
     """Rows in runs/ make a device for the planner; its predictions lie near the very rows."""
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
-    p = replace(profiles.get("laptop"), recorded="first-world")
+    p = profiles.get("laptop")
     with pytest.raises(InputError, match="vtc bench"):
         clock_rows.here(p)
     for case in store.read_csv(p.results / "03_clock.csv").values():  # as if clocked here

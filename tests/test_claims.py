@@ -10,11 +10,10 @@ import planted
 import pytest
 
 from vtc import profiles, scaling
-from vtc.experiments import claims, evidence, report, store
+from vtc.experiments import claims, evidence, first_world, report
 from vtc.experiments.claims import AGREES, DISAGREES, OPEN, Claim, Observation, verdict
 
 P = profiles.get("laptop")
-FIRST = replace(P, recorded="first-world")  # whose rows are kept as they were
 RIVALS = ("quecc", "tokenpacker", "pool_after", "mqt", "prumerge", "lookup")
 
 
@@ -37,7 +36,7 @@ def clock() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def said() -> pd.DataFrame:
     """The table of claims of a whole study: the first world's sweep, a planted zoo and a planted clock."""
-    tables = {"02_errors": store.recorded("02_errors", FIRST), "05_zoo": zoo(), "03_clock": clock()}
+    tables = {"02_errors": first_world.rows("02_errors"), "05_zoo": zoo(), "03_clock": clock()}
     return claims.table(evidence.every(tables.__getitem__, planted.TASKS))
 
 
@@ -111,7 +110,7 @@ def test_a_claim_must_say_what_would_deny_it():
 
 def test_a_failed_fit_gets_no_verdict():
     """Findings C: alpha / beta at .018 [0, .07], beta at its bound on V > 0, was once a claim that held."""
-    sweep = store.recorded("02_errors", FIRST)
+    sweep = first_world.rows("02_errors")
     f = scaling.fit(scaling.sweep(sweep[sweep["V"] > 0], "ocr").cells, "offset")
     c = order(0.0, 0.07, sign=-1, denial=1.0)
     assert verdict(c) == AGREES
@@ -121,7 +120,7 @@ def test_a_failed_fit_gets_no_verdict():
 
 def test_no_claim_of_ours_rests_on_a_law_that_fits_badly():
     """Findings C: the rows with an image alone, R2 .75 and .81 on cell means; V = 0 made 87 % of .97."""
-    sweep = store.recorded("02_errors", FIRST)
+    sweep = first_world.rows("02_errors")
     found = {c.id: c for c in evidence.replicated(sweep)}
     for task, r2 in (("reasoning", 0.75), ("ocr", 0.81)):
         assert found[f"own-{task}-order"].fault == found[f"own-{task}-largest"].fault
@@ -223,9 +222,8 @@ def test_the_clock_is_judged_by_sign_alone():
 
 def test_the_readme_shows_claims_by_kind_and_observations_apart(said, monkeypatch):
     monkeypatch.setattr(report, "recorded", lambda p: said)
-    monkeypatch.setattr(profiles, "get", lambda name: FIRST)
     text = report.block()
-    assert "trained models" in text and "results/first-world/claims.csv" in text
+    assert "results/laptop/claims.csv" in text
     for title in claims.EVIDENCE.values():
         assert f"**{title}**" in text
     before, _, after = text.partition("**Observed besides, claimed by nobody**")
@@ -250,7 +248,7 @@ def test_recorded_claims_follow_from_recorded_rows():
 
 
 def test_a_sweep_of_one_seed_and_few_cells_is_open_not_wrong():
-    sweep = store.recorded("02_errors", FIRST)
+    sweep = first_world.rows("02_errors")
     few = sorted(sweep["N"].unique())[:2]
     small = sweep[(sweep["seed"] == 0) & sweep["V"].isin([0, 1, 16]) & sweep["N"].isin(few)]
     found = [c for c in evidence.replicated(small) if isinstance(c, Claim)]

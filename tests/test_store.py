@@ -191,23 +191,6 @@ def record_csv(profile, stem="x"):
     shutil.rmtree(store.folder(stem, profile))
 
 
-def test_rows_of_an_earlier_world_are_shown_and_never_measured_upon(profile, tmp_path, capsys):
-    """Old files have other names of columns and no recipe; what is shown are theirs alone."""
-    old = replace(profile, recorded="old")
-    old.results.mkdir(parents=True)
-    lines = ["V,seed,error,misled,commit,key,rows", "1,0,0.5,aa,1234567,V seed,1"]
-    (old.results / "x.csv").write_text("\n".join(lines) + "\n")
-    measure = functools.partial(noted, tmp_path)
-    cases = [{"V": v, "seed": 0} for v in (1, 4)]
-    shown = store.replay("x", old, cases, measure, "vtc sweep")
-    assert "1 of 2 cases of x are not recorded yet: `vtc sweep` measures them" in capsys.readouterr().out
-    assert shown[["V", "error", "shuffled", "commit"]].values.tolist() == [[1, 0.5, "aa", "1234567"]]
-    assert len(store.table("x", old, cases, measure)) == 2
-    assert len(made(tmp_path)) == 2  # today's recipe had made neither
-    assert len(store.stored("x", old)) == 1
-    assert len(store.stored("x", replace(old, recompute=True))) == 2
-
-
 def test_a_case_that_was_torn_or_damaged_is_measured_again_and_whole(profile):
     """What the first edition could hold, half a case, cannot be: wherever a write ends, all or none."""
 
