@@ -58,7 +58,7 @@ $(READY): constraints.txt pyproject.toml
 
 constraints: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --extra lab --extra site --extra test --extra llm --universal --python-version 3.11 --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make constraints' --quiet -o constraints.txt
 
 clean:
