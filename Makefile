@@ -35,8 +35,9 @@ lab: $(READY)
 site: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,site]'
 	rm -rf build/book build/site && mkdir -p $(addprefix build/book/,notebooks extra figures static/mathjax)
-	cp docs/*.md docs/conf.py build/book/ && cp notebooks/*.ipynb build/book/notebooks/ && cp -r figures/. build/book/figures/
-	cp figures/laptop/planner.html build/book/extra/planner_page.html && cp docs/site.css docs/icon.svg build/book/static/
+	cp -r docs/*.md docs/conf.py docs/drawings build/book/ && cp -r figures/. build/book/figures/
+	for notebook in notebooks/*.ipynb; do sed 's#(\.\./docs/#(../#g' $$notebook > build/book/$$notebook; done
+	cp figures/laptop/planner.html build/book/extra/planner_page.html && cp docs/site.* docs/icon.svg build/book/static/
 	npm install --silent --no-audit --no-fund --prefix build/npm mathjax@4
 	cp -r build/npm/node_modules/mathjax/tex-svg.js build/npm/node_modules/mathjax/sre build/book/static/mathjax/
 	$(BIN)/sphinx-build -W --keep-going -q -b html build/book build/site
@@ -57,7 +58,7 @@ $(READY): constraints.txt pyproject.toml
 
 constraints: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --extra lab --extra site --extra test --extra llm --universal --python-version 3.11 --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make constraints' --quiet -o constraints.txt
 
 clean:

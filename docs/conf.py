@@ -23,6 +23,7 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_favicon = "static/icon.svg"
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_static_path = ["static"]
 html_extra_path = ["extra"]  # the planner page
 html_show_sourcelink = False

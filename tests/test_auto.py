@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from vtc import InputError, profiles
-from vtc.models import chat
+from vtc.models import chat, io
 from vtc.models.auto import VLMForImageTextToText, VLMProcessor
 from vtc.models.llm import LEAN, empty_llm, llm_config, make_tokenizer
 from vtc.models.prompt import asked, pack
@@ -124,6 +124,29 @@ print(model.generate(**inputs, max_new_tokens=6).tolist())
     )  # fmt: skip
     assert out.stdout.strip().splitlines()[-1] == str(said.tolist())
     assert not [p for p in (tmp_path / "model").iterdir() if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_a_hub_id_stands_where_a_folder_stood(tmp_path, monkeypatch, pictures):
+    friendly, asked = build("tokenpacker", 4), []
+
+    def download(name, allow_patterns):
+        asked.append((name, any("bin" in pattern for pattern in allow_patterns)))
+        if name == "you/gone":
+            raise OSError("404: no such repository")
+        return str(tmp_path / "model")
+
+    monkeypatch.setattr(io, "snapshot_download", download)
+    friendly.save_pretrained(tmp_path / "model")
+    model, pixels = (
+        VLM.from_pretrained("you/model"),
+        VLMProcessor(friendly.tokenizer, P.pixels)(pictures)["pixel_values"],
+    )
+    assert model.generate(pixels, QUESTIONS) == friendly.generate(pixels, QUESTIONS)
+    with pytest.raises(InputError, match="you/gone: .*404"):
+        VLM.from_pretrained("you/gone")
+    with pytest.raises(InputError, match="no saved model"):
+        VLM.from_pretrained(tmp_path / "nothing")  # a path is never asked for
+    assert asked == [("you/model", False), ("you/gone", False)]
 
 
 def test_what_does_not_fit_is_one_line(tmp_path, pictures):

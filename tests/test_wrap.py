@@ -254,7 +254,7 @@ def test_saves_and_loads_only_what_it_added(tmp_path):
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_lora_is_trained_saved_and_loaded_with_the_rest(tmp_path, name):
-    peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install 'vtc[llm]'")
+    peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
     model, inputs = made(name), batch(name, made(name))
     lora = peft.LoraConfig(target_modules=r".*language_model.*\.(q_proj|v_proj)", r=2)
     wrapped = wrap(peft.get_peft_model(model, lora), "quecc", tokens=4, **squares(name))

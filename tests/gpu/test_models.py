@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_generate import CLASSES, features, llm, vlm
+from test_generate import CLASSES, features, greedy, llm, vlm
 
 from vtc.models import generate
 from vtc.models.prompt import asked, pack
@@ -39,10 +39,10 @@ def test_cpu_and_gpu_agree(kind):
 def test_a_graph_says_what_single_steps_say(dtype):
     model = llm().to("cuda", dtype)
     x = torch.randn(2, 21, 64, device="cuda", dtype=dtype)
-    wanted = Runner(model, graph=False).generate(x, 12)
+    wanted = greedy(Runner(model, graph=False), x, 12)
     runner = Runner(model)
-    assert torch.equal(runner.generate(x, 12), wanted)
-    assert torch.equal(runner.generate(x, 12), wanted)  # the graph again, on what the first left
+    assert torch.equal(greedy(runner, x, 12), wanted)
+    assert torch.equal(greedy(runner, x, 12), wanted)  # the graph again, on what the first left
     assert len(runner.case.graphs) == 1
 
 
@@ -50,11 +50,11 @@ def test_two_lengths_in_one_process_keep_their_own_cache():
     model = llm().to("cuda")
     runner = generate.engine_of(model, torch.float32)
     few, many = (torch.randn(1, n, 64, device="cuda") for n in (20, 600))
-    wanted = [runner.generate(x, 6) for x in (few, many)]
+    wanted = [greedy(runner, x, 6) for x in (few, many)]
     assert [case.n for case in runner.cases.values()] == [64, 640]
-    assert [
-        torch.equal(runner.generate(x, 6), y) for x, y in zip((few, many, few), (*wanted, wanted[0]))
-    ] == [True] * 3
+    assert [torch.equal(greedy(runner, x, 6), y) for x, y in zip((few, many, few), (*wanted, wanted[0]))] == [
+        True
+    ] * 3
 
 
 def test_the_tower_goes_where_the_model_goes():

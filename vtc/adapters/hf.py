@@ -213,7 +213,7 @@ def _with_adapters(model: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError:
-        raise InputError(f"{folder} holds LoRA weights: pip install 'vtc[llm]'") from None
+        raise InputError(f"{folder} holds LoRA weights: pip install peft") from None
     if _under_peft(model):
         raise InputError(f"{folder} holds LoRA weights: give load the model without adapters")
     return PeftModel.from_pretrained(model, folder, is_trainable=True)

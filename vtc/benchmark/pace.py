@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtc import data
 from vtc.benchmark.clock import in_turn, ratio, summary
-from vtc.compressors.base import Features
 from vtc.machine import device_name, has_cuda
 from vtc.models.llm import empty_llm, make_llm, make_tokenizer
 from vtc.models.prompt import Packed
+from vtc.models.tower import Tower
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training.device import in_bf16
@@ -86,6 +86,7 @@ def first_token_cases(rows: pd.DataFrame) -> list[dict]:
     return rows[["size", "V", "compressor"]].drop_duplicates().to_dict("records")
 
 
+@torch.no_grad()
 def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float | str]:
     """Features of one image and one question -> first token, ms, in turn with TokenPacker's at one token.
 
@@ -94,8 +95,8 @@ def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float | s
     with _one_thread() as device:
         usual = {"compressor": "tokenpacker", "V": 1}
         models = {"ours": _untrained(p, case, device), "other": _untrained(p, case | usual, device)}
-        seen = _random_features(p).to(device)
-
+        images = torch.zeros(1, p.pixels, p.pixels, 3, dtype=torch.uint8)
+        seen = Tower(p.tower)(images, selecting=True).to(device)
         question = ["x5 y7 owl ?"]
         calls = {name: partial(model.generate, seen, question, 1) for name, model in models.items()}
         taken = in_turn(calls, device, fewest=rounds, most=rounds, warm_up=5)
@@ -104,15 +105,6 @@ def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float | s
     times = {"first_token_ms": ours["median_ms"], "q25_ms": ours["q25_ms"], "q75_ms": ours["q75_ms"]}
     times["tokenpacker_ms"] = other["median_ms"]
     return {**times, **ratio(taken["ours"], taken["other"]), "device": name}
-
-
-def _random_features(p: Profile) -> Features:
-    """What the profile's tower could give for one image."""
-    draw, t = torch.Generator().manual_seed(0), p.tower
-    levels = torch.randn(1, p.s, t.d_levels, generator=draw)
-    attention = torch.rand(1, t.heads, p.s, generator=draw) / p.s
-    keys = torch.randn(1, p.s, t.heads, t.d // t.heads, generator=draw)
-    return Features(last=levels[..., : t.d], levels=levels, attention=attention, keys=keys)
 
 
 def _untrained(p: Profile, case: dict, device: str) -> VLM:

@@ -13,14 +13,10 @@ SOURCES = ("llm_last", "prompt_prefix", "embeddings")
 class Steered:
     """What compressors that read a question share: where its vector comes from, and its shape."""
 
-    def check_source(self, source: str) -> None:
-        """Raise `InputError` where the question's vector cannot come from there."""
-        if source not in SOURCES:
-            raise InputError(f"{self.name}: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
-
     def take_question(self, source: str) -> int:
         """Set up the reading -> width of the vector. Raises `InputError` for an unknown source."""
-        self.check_source(source)
+        if source not in SOURCES:
+            raise InputError(f"{self.name}: source '{source}' is unknown, use one of {', '.join(SOURCES)}")
         self.question_source, self.d_question = source, self.d_question or self.d_llm
         width = self.width_of("d_question")
         self.pool = QuestionPool(width) if source == "embeddings" else None

@@ -15,23 +15,12 @@ bias of the keys, the same for all j, leaves the softmax. Same outputs, fewer op
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.compressors.base import Official, check_heads, unwindows, windows
-
-FOLD = 512  # width from which folding the second map pays
-
-
-class KeysValues(NamedTuple):
-    """Patches as `WindowAttention` reads them, and the maps that lead on from there."""
-
-    z: Tensor  # (2, b, s, width) keys and values before the norms' division
-    inverse: Tensor  # (2, b, s) 1 / sigma
-    maps: tuple[Tensor, ...] | None = None  # where z is the second map's input: `folded`, but for R
 
 
 class WindowAttention(nn.Module):
@@ -46,7 +35,7 @@ class WindowAttention(nn.Module):
     def __init__(self, d_levels: int, width: int, heads: int = 8, std: float | None = None):
         super().__init__()
         check_heads(heads, width)
-        self.heads, self._folded = heads, None
+        self.heads = heads
         self.kv_in = nn.Linear(d_levels, 2 * width)
         second = nn.Linear(2 * width, width)  # drawn as two linear maps (out, in) below
         maps = second.weight.detach().view(width, 2, width).permute(1, 2, 0)  # (key or value, in, out)
@@ -68,78 +57,35 @@ class WindowAttention(nn.Module):
                 self.kv_in.bias.zero_()
                 self.kv_bias.zero_()
 
-    def keys_values(self, levels: Tensor) -> KeysValues:
-        """(b, s, d_levels) -> keys and values of the patches; no question is in them.
+    def keys_values(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, s, d_levels) -> keys and values of the patches (2, b, s, width), and 1 / sigma (2, b, s).
 
-        The second map is centred over its outputs, so their mean is 0 and the norm is one division, made on
-        the scores and the weights in place of the patches. Where `folds`, its inputs are given in place of
-        its outputs, whose norm is all that is needed of them.
+        No question is in them. The second map is centred over its outputs, so their mean is 0 and the norm is
+        one division by sigma, made later: on the scores and the weights in place of the patches.
         """
         b, s, _ = levels.shape
         width = self.q.in_features
         hidden = F.gelu(self.kv_in(levels)).view(b * s, 2, width).transpose(0, 1)  # (2, b s, width)
-        if self.folds(levels):
-            r, *maps = self.folded()
-            sums = sum(y.square_().sum(-1) for y in triangular(hidden, r))
-            inverse = (sums / width + self.eps).rsqrt_()
-            return KeysValues(hidden.view(2, b, s, width), inverse.view(2, b, s), tuple(maps))
-        weight, bias = self.centred()
+        weight, bias = (part - part.mean(-1, keepdim=True) for part in (self.kv_weight, self.kv_bias))
         z = torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
-        return KeysValues(z.view(2, b, s, width), inverse_sigma(z, self.eps).view(2, b, s))
+        return z.view(2, b, s, width), inverse_sigma(z, self.eps).view(2, b, s)
 
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """The second maps (2, in, out) and biases (2, 1, out) whose outputs have mean 0."""
-        return tuple(part - part.mean(-1, keepdim=True) for part in (self.kv_weight, self.kv_bias))
-
-    def folds(self, x: Tensor) -> bool:
-        """Whether the second map is folded into its neighbours: wide, float32, without gradients.
-
-        Not weights made in inference mode: nothing tells when they change.
-        """
-        if self.q.in_features < FOLD or x.dtype != torch.float32 or torch.is_grad_enabled():
-            return False
-        if self.kv_weight.is_inference():
-            return False
-        return not torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
-
-    def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """R (2, width, width + 1), with |R [h; 1]| the norm of the second map's output, and the maps (with
-        their constants) that take h in its place: key (width, width), (width,); value likewise. Kept until
-        weights change."""
-        parts = (self.kv_weight, self.kv_bias, self.key_scale, self.value_scale, self.k_weight, self.v.weight)
-        state = tuple((part.data_ptr(), part._version) for part in parts)
-        if self._folded is None or self._folded[0] != state:
-            weight, bias = (part.double() for part in self.centred())
-            r = torch.linalg.qr(torch.cat([weight, bias], 1).transpose(1, 2), mode="r").R
-            to_key, to_value = self.k_weight * self.key_scale, self.v.weight * self.value_scale
-            maps = [to_key.double() @ weight[0].T, to_key.double() @ bias[0, 0]]
-            maps += [to_value.double() @ weight[1].T, to_value.double() @ bias[1, 0]]
-            self._folded = state, tuple(part.float() for part in (r, *maps))
-        return self._folded[1]
-
-    def forward(self, queries: Tensor, kv: KeysValues) -> Tensor:
+    def forward(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """queries (b, m, v, width), kv from `keys_values` -> (b, m, v, width)."""
         b, m, v, width = queries.shape
         z, inverse = self.windows(kv, v)
-        weights = self.weights(queries, z[0], inverse[0], kv.maps) * inverse[1]  # (b v, m heads, k k)
+        weights = self.weights(queries, z[0], inverse[0]) * inverse[1]  # (b v, m heads, k k)
         mixed = (weights.to(z.dtype) @ z[1]).view(b, v, m, self.heads, width)
-        if kv.maps:
-            values, constant = kv.maps[2:]
-            total = weights.sum(-1).view(b, v, m, self.heads, 1).transpose(1, 2)
-            shift = F.linear(self.value_shift, self.v.weight).view(self.heads, -1)
-            constant = total * constant.view(self.heads, -1) + shift
-        else:
-            mixed = mixed * self.value_scale + self.value_shift  # (b, v, m, heads, width)
-            values, constant = self.v.weight, 0
-        values = values.view(self.heads, -1, width).to(mixed.dtype)
-        heads = torch.einsum("bvmhw,hcw->bmvhc", mixed, values) + constant
+        mixed = mixed * self.value_scale + self.value_shift  # (b, v, m, heads, width)
+        values = self.v.weight.view(self.heads, -1, width).to(mixed.dtype)
+        heads = torch.einsum("bvmhw,hcw->bmvhc", mixed, values)
         return self.out(heads.reshape(b, m, v, width) + self.v.bias)
 
-    def windows(self, kv: KeysValues, v: int) -> tuple[Tensor, Tensor]:
+    def windows(self, kv: tuple[Tensor, Tensor], v: int) -> tuple[Tensor, Tensor]:
         """By window: (2, b v, k k, width) and (2, b v, 1, k k)."""
-        n = math.isqrt(v)
-        inverse = windows(kv.inverse.unsqueeze(-1), n).flatten(1, 2)
-        return windows(kv.z, n).flatten(1, 2), inverse.transpose(2, 3)
+        (z, inverse), n = kv, math.isqrt(v)
+        inverse = windows(inverse.unsqueeze(-1), n).flatten(1, 2)
+        return windows(z, n).flatten(1, 2), inverse.transpose(2, 3)
 
     def alone(self, levels: Tensor) -> Tensor:
         """One patch a window (V = s): its weight is 1 whatever is asked, so no query or key is needed."""
@@ -148,24 +94,21 @@ class WindowAttention(nn.Module):
         z = F.layer_norm(hidden @ self.kv_weight[1] + self.kv_bias[1], (width,), eps=self.eps)
         return self.out(self.v(z * self.value_scale + self.value_shift))  # (b, s, width)
 
-    def weights(self, queries: Tensor, z: Tensor, inverse: Tensor, maps: tuple | None) -> Tensor:
+    def weights(self, queries: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
         """queries (b, m, v, width), keys (b v, k k, width) -> attention (b v, m heads, k k), row sums 1."""
         b, m, v, width = queries.shape
         c = width // self.heads
         q = (self.q(queries) * c**-0.5).view(b, m, v, self.heads, c)
-        keys, constant = maps[:2] if maps else (self.k_weight * self.key_scale, None)
-        moved = torch.einsum("bmvhc,hcw->bvmhw", q, keys.view(self.heads, c, width).to(q.dtype))
+        keys = (self.k_weight * self.key_scale).view(self.heads, c, width)
+        moved = torch.einsum("bmvhc,hcw->bvmhw", q, keys.to(q.dtype))
         scores = moved.reshape(b * v, m * self.heads, width).to(z.dtype) @ z.transpose(1, 2)
-        if constant is not None:
-            each = (q * constant.view(self.heads, c)).sum(-1)  # (b, m, v, heads)
-            scores = scores + each.transpose(1, 2).reshape(b * v, m * self.heads, 1)
         return torch.softmax(scores * inverse, -1)
 
-    def attention_map(self, queries: Tensor, kv: KeysValues) -> Tensor:
+    def attention_map(self, queries: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
         """Mean over heads of the attention, spread over the grid: (b, v, s); for one set of queries."""
         b, _, v, _ = queries.shape
         z, inverse = self.windows(kv, v)
-        weights = self.weights(queries, z[0], inverse[0], kv.maps)
+        weights = self.weights(queries, z[0], inverse[0])
         return unwindows(weights.mean(1).view(b, v, -1), math.isqrt(v))
 
     def official(self, given: Official, key: str, key_norm: str, value: str, value_norm: str) -> dict:
@@ -195,11 +138,3 @@ def inverse_sigma(z: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(z^2) + eps), last axis: all of a layer norm where the mean is 0 by construction."""
     norm = torch.linalg.vector_norm(z, dim=-1).float()
     return (norm.square() / z.shape[-1] + eps).rsqrt()
-
-
-def triangular(x: Tensor, r: Tensor, blocks: int = 4):
-    """R [x; 1] for x (2, n, d), R (2, d, d + 1) upper triangular, in blocks of rows with zeros left out."""
-    d = x.shape[-1]
-    for start in range(0, d, d // blocks):
-        rows = r[:, start : start + d // blocks]
-        yield torch.baddbmm(rows[:, None, :, d], x[..., start:], rows[..., start:d].transpose(1, 2))

@@ -39,7 +39,7 @@ class CompressorCost:
         return self.image + self.question
 
 
-def compressor(name: str, tower: TowerShape, V, d_llm, dtype: str = "bf16") -> CompressorCost:
+def compressor(name: str, tower: TowerShape, V, d_llm) -> CompressorCost:
     """Cost of a compressor by its registered name, from the tower's s patches to V tokens.
 
     V and d_llm may be arrays that broadcast. Raises InputError for an unknown name, listing those there are,
@@ -48,7 +48,7 @@ def compressor(name: str, tower: TowerShape, V, d_llm, dtype: str = "bf16") -> C
     V, D = np.broadcast_arrays(np.asarray(V, float), np.asarray(d_llm, float))
     counts = np.zeros((len(table.Count._fields), *V.shape))
     for v in np.unique(V[V != 0]):
-        counts[:, V == v] = _counts(name, tower, float(v), D[V == v], dtype)
+        counts[:, V == v] = _counts(name, tower, float(v), D[V == v])
     return CompressorCost(*counts, **traits(name, tower))
 
 
@@ -73,10 +73,10 @@ def _built_traits(key: str, name: str, tower: TowerShape) -> dict:
     return measure.traits(measure.built(name, tower, reach(name, tower)[0], table.LEAST_WIDTH))
 
 
-def _counts(name: str, tower: TowerShape, V: float, D: np.ndarray, dtype: str) -> np.ndarray:
+def _counts(name: str, tower: TowerShape, V: float, D: np.ndarray) -> np.ndarray:
     """Every count at one V and these widths of the LLM (n,) -> (counts, n)."""
     key = compressors.entry(name).key
-    known = table.find(key, tower, dtype)
+    known = table.find(key, tower)
     if known and D.min() >= table.LEAST_WIDTH:
         there = [int(v) for v in known["counts"]]
         if known["every_V"] or V in there or V != int(V):
@@ -85,7 +85,7 @@ def _counts(name: str, tower: TowerShape, V: float, D: np.ndarray, dtype: str) -
     parts = _between(name, tower, V, compressors.possible(name, tower.g))
     widths, at = np.unique(D.round().astype(int), return_inverse=True)
     return sum(
-        share * np.stack([_measured(key, name, v, int(w), tower, dtype) for w in widths], -1)[:, at]
+        share * np.stack([_measured(key, name, v, int(w), tower) for w in widths], -1)[:, at]
         for v, share in parts
     )
 
@@ -108,7 +108,7 @@ def _polynomials(coefficients: list[list[float]], D: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _measured(key: str, name: str, V: int, D: int, tower: TowerShape, dtype: str) -> np.ndarray:
+def _measured(key: str, name: str, V: int, D: int, tower: TowerShape) -> np.ndarray:
     from vtc.cost import measure
 
-    return np.array(measure.measured(name, tower, V, D, dtype)[0], float)
+    return np.array(measure.measured(name, tower, V, D), float)

@@ -112,7 +112,7 @@ def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Wo
     q = Q if q is None else np.minimum(q, Q)
     seen, views, prompt = V > 0, batch * images, V * images + Q
     shape, dtype = pipe.llm, pipe.dtype
-    part = compressor(pipe.compressor, pipe.tower, V, shape.d, dtype)
+    part = compressor(pipe.compressor, pipe.tower, V, shape.d)
     through = pipe.tower.s if part.drops_after else V  # tokens that the projector makes
     patches = V if part.shrinks_image else pipe.tower.s  # patches that the tower sees
     mlp, mlp_elements = _projector(pipe, part)

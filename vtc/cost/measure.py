@@ -30,7 +30,6 @@ WORDS = 20  # of a question, where its embeddings are read
 WIDTHS = (LEAST_WIDTH, 64, 96, 256)  # of the LLM: three to fit, the fourth to check
 SOME_V = (1, 2, 4, 9, 16, 25, 36, 64, 100, 144, 256, 400, 576)  # of a compressor that can give more than FEW
 FEW = 24
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 
 
 class Products(TorchDispatchMode):
@@ -84,13 +83,11 @@ def traits(module: Compressor) -> dict:
     }
 
 
-def measured(name: str, tower: TowerShape, V: int, D: int, dtype: str = "bf16") -> tuple[Count, dict]:
-    """Counts of one compressor at one V, and its traits."""
-    module = built(name, tower, V, D).to(DTYPES[dtype])
-    found = traits(module)
+def measured(name: str, tower: TowerShape, V: int, D: int) -> Count:
+    """Counts of one compressor at one V."""
+    module = built(name, tower, V, D)
     if module.fuses:
         module.fusion = NoLayers()
-    counted(module, tower, 1, 1)  # what a module keeps between calls is made here
     one, two = (counted(module, tower, b, 1) for b in (1, 2))
     asked = counted(module, tower, 1, 2) if module.needs_question else one
     question, each = asked.flops - one.flops, two.flops - one.flops
@@ -98,24 +95,23 @@ def measured(name: str, tower: TowerShape, V: int, D: int, dtype: str = "bf16") 
     if not elements:  # no product: features are read, tokens written
         parts = (part for part in vars(features(module, tower, 1)).values() if part is not None)
         elements = sum(part.numel() for part in parts) + V * module.d_out
-    return Count(each - question, question, one.flops - each, module.n_parameters, elements), found
+    return Count(each - question, question, one.flops - each, module.n_parameters, elements)
 
 
-def blank(module: Compressor, *shape: int) -> Tensor:
-    """A tensor without numbers, of the module's precision."""
-    weight = next(module.parameters(), torch.empty(0, dtype=torch.bfloat16))
-    return torch.empty(*shape, device="meta", dtype=weight.dtype)
+def blank(*shape: int) -> Tensor:
+    """A tensor without numbers."""
+    return torch.empty(*shape, device="meta")
 
 
 def features(module: Compressor, tower: TowerShape, b: int) -> Features:
     """Features without numbers: what the compressor reads of a tower of that shape."""
     s, heads = module.side**2, tower.heads
     return Features(
-        blank(module, b, s, tower.d),
-        blank(module, b, s, tower.d_levels) if module.needs_levels else None,
-        blank(module, b, heads, s) if module.needs_attention else None,
-        blank(module, b, s, heads, tower.d // heads) if module.needs_keys else None,
-        blank(module, b, tower.d) if module.needs_attention else None,
+        blank(b, s, tower.d),
+        blank(b, s, tower.d_levels) if module.needs_levels else None,
+        blank(b, heads, s) if module.needs_attention else None,
+        blank(b, s, heads, tower.d // heads) if module.needs_keys else None,
+        blank(b, tower.d) if module.needs_attention else None,
     )
 
 
@@ -124,23 +120,23 @@ def counted(module: Compressor, tower: TowerShape, b: int, m: int) -> Products:
     """One call with b images and m questions each, counted."""
     x, D = features(module, tower, b), module.d_llm
     words = (WORDS,) if module.question_source == "embeddings" else ()
-    question = blank(module, b, m, *words, D) if module.needs_question else None
+    question = blank(b, m, *words, D) if module.needs_question else None
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused attention says nothing of its products
     try:
         with sdpa_kernel(SDPBackend.MATH), Products() as products:
             tokens = module(x, question)
             if module.fuses:
-                text, n = blank(module, b, WORDS, D), x.last.shape[1] + tokens.shape[1] + WORDS
-                module.fuse(x, tokens, text, blank(module, b, 1, n, n), blank(module, b, n))
+                text, n = blank(b, WORDS, D), x.last.shape[1] + tokens.shape[1] + WORDS
+                module.fuse(x, tokens, text, blank(b, 1, n, n), blank(b, n))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return products
 
 
-def polynomials(name: str, tower: TowerShape, V: int, dtype: str) -> list[list[float]]:
+def polynomials(name: str, tower: TowerShape, V: int) -> list[list[float]]:
     """Coefficients of 1, D and D^2 of every count; ArithmeticError where a fourth width does not agree."""
-    counts = [measured(name, tower, V, D, dtype)[0] for D in WIDTHS[: 4 if reads_llm(name, tower, V) else 1]]
+    counts = [measured(name, tower, V, D) for D in WIDTHS[: 4 if reads_llm(name, tower, V) else 1]]
     return [_fitted(f"{name}, V = {V}: {what}", ys) for what, *ys in zip(Count._fields, *counts)]
 
 
@@ -165,30 +161,25 @@ def reads_llm(name: str, tower: TowerShape, V: int) -> bool:
     return False
 
 
-def row(name: str, tower: TowerShape, dtype: str, some: tuple[int, ...] = ()) -> dict:
+def row(name: str, tower: TowerShape, some: tuple[int, ...] = ()) -> dict:
     """One line of the table; `some`: at these V alone."""
     there = compressors.possible(name, tower.g)
     V = there if len(there) <= FEW else [v for v in there if v in (*SOME_V, there[0], there[-1])]
-    counts = {str(v): polynomials(name, tower, v, dtype) for v in V if v in some or not some}
+    counts = {str(v): polynomials(name, tower, v) for v in V if v in some or not some}
     return traits(built(name, tower, V[0], WIDTHS[0])) | {"every_V": len(V) == len(there), "counts": counts}
 
 
 def towers() -> list[TowerShape]:
     """CLIP ViT-L/14-336 and the profiles' towers, each shape once."""
     shapes = (CLIP_L_336, *(p.tower for p in profiles.PROFILES.values()))
-    return list({line("", tower, ""): tower for tower in shapes}.values())
+    return list({line("", tower): tower for tower in shapes}.values())
 
 
 def measure(names: list[str], towers: list[TowerShape]) -> dict[str, dict]:
-    """Lines of the table; float32 has one of its own where it counts otherwise than bfloat16."""
+    """Lines of the table."""
     keys = {compressors.entry(name).key: name for name in names}  # one name of each key
-    found = {}
-    for (key, name), tower in bar([*itertools.product(keys.items(), towers)], "compressors"):
-        found[line(key, tower, "bf16")] = coarse = row(name, tower, "bf16")
-        first = next(iter(coarse["counts"]))
-        if row(name, tower, "fp32", (int(first),))["counts"][first] != coarse["counts"][first]:
-            found[line(key, tower, "fp32")] = row(name, tower, "fp32")
-    return found
+    every = bar([*itertools.product(keys.items(), towers)], "compressors")
+    return {line(key, tower): row(name, tower) for (key, name), tower in every}
 
 
 def main(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The generated table of what compressors cost: a line per compressor, tower and precision.
+"""The generated table of what compressors cost: a line for each compressor and tower.
 
 `vtc.cost.measure` writes compressors.json, `vtc.cost.compressors` reads it; no torch.
 """
@@ -26,10 +26,10 @@ class Count(NamedTuple):
     elements: float  # read and written for each image with one question, weights apart
 
 
-def line(key: str, tower: TowerShape, dtype: str) -> str:
-    """The name of a line: the key of a registry entry, the tower, and the precision."""
+def line(key: str, tower: TowerShape) -> str:
+    """The name of a line: the key of a registry entry, and the tower."""
     shape = f"{tower.g} x {tower.g} patches, {tower.d} wide, {tower.heads} heads, {len(tower.levels)} levels"
-    return f"{key} | {shape} | {dtype}"
+    return f"{key} | {shape}"
 
 
 @cache
@@ -39,6 +39,6 @@ def lines() -> dict[str, dict]:
     return json.loads(FILE.read_text())
 
 
-def find(key: str, tower: TowerShape, dtype: str = "bf16") -> dict | None:
-    """The line, if it is there; bfloat16's where another precision has none of its own."""
-    return lines().get(line(key, tower, dtype)) or lines().get(line(key, tower, "bf16"))
+def find(key: str, tower: TowerShape) -> dict | None:
+    """The line, if it is there."""
+    return lines().get(line(key, tower))

@@ -43,17 +43,27 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     return figures.panels(chart, BY_V, "Task by task", figures.provenance(rows, p), width=wide, height=210)
 
 
+VERDICTS = {"better": figures.PALETTE[0], "worse": figures.PALETTE[1], "no difference shown": "#8a8a8a"}
+
+
 def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
-    """Differences with 95 % intervals, one panel a V; an interval across the line shows no difference."""
-    frame = table.assign(row=table["compressor"] + ", " + table["family"].replace(FAMILIES))
-    color = alt.Color("compressor:N", legend=None)
-    base = alt.Chart(frame).encode(alt.Y("row:N", title=None, sort=list(dict.fromkeys(frame["row"]))))
-    points = base.mark_point(size=70).encode(alt.X("difference:Q", title="difference in score"), color=color)
-    bars = base.mark_rule().encode(x="low:Q", x2="high:Q", color=color)
+    """Overall differences with 95 % intervals, one panel a V, coloured by whether the interval crosses 0."""
+    frame = table[table["family"] == "all"]
+    told = np.select([frame["low"] > 0, frame["high"] < 0], list(VERDICTS)[:2], list(VERDICTS)[2])
+    frame = frame.assign(interval=told)
+    scale = alt.Scale(domain=list(VERDICTS), range=list(VERDICTS.values()))
+    color = alt.Color("interval:N", title=None, scale=scale, legend=alt.Legend(orient="bottom"))
+    order = frame.groupby("compressor")["difference"].mean().sort_values(ascending=False).index.to_list()
+    names = alt.Y("compressor:N", title=None, sort=order)
+    x = alt.X("difference:Q", title=None, axis=alt.Axis(tickCount=3))
+    base = alt.Chart(frame).encode(y=names, color=color)
+    bars = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     zero = alt.Chart(frame).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
-    title, high = f"Paired by question, against {against}", 28 * frame["row"].nunique()
-    tests = f"{len(frame)} comparisons, 95 % intervals each by itself"
-    return figures.panels(zero + bars + points, BY_V, title, tests, width=210, height=high)
+    counts = [int((told == name).sum()) for name in list(VERDICTS)[:2]]
+    title = f"Against {against}: {counts[0]} of {len(frame)} are better, {counts[1]} are worse"
+    said = "difference in overall score, paired by question; 95 % intervals, each by itself"
+    chart = zero + bars + base.mark_point(size=80).encode(x=x)
+    return figures.panels(chart, BY_V, title, said, width=118, height=30 * len(order))
 
 
 COSTS = {
@@ -96,17 +106,19 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerCha
     return figures.titled(chart, "The whole zoo at equal operations", *where, width=560, height=380)
 
 
-def ranked(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
-    """Every compressor by its error, a panel a V, a colour a family; whiskers from least to greatest seed."""
-    frame = summary.by_family(rows, CELL)
+def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
+    """Every compressor by its error, mean of both families, a colour a V; the best on top."""
+    frame = summary.by_family(rows, CELL).groupby(list(CELL))["error"].mean().reset_index()
     most = frame["V"].mode().iloc[0]  # where most were measured; those that were not stand last
     order = frame.assign(error=frame["error"].where(frame["V"] == most)).groupby("compressor")["error"].mean()
-    names = alt.Y("compressor:N", title=None, sort=order.sort_values().index.to_list())
-    base = alt.Chart(frame).encode(y=names, color=alt.Color("family:N", title="error in"))
-    x = figures.error(channel=alt.X)
-    chart = base.mark_rule().encode(x="low:Q", x2="high:Q") + base.mark_point(size=60).encode(x=x)
-    title, where = f"The whole zoo, the best at V = {most} on top", figures.provenance(rows, p)
-    return figures.panels(chart, BY_V, title, where, width=200, height=17 * len(order))
+    order = order.sort_values()
+    names = alt.Y("compressor:N", title=None, sort=order.index.to_list(), axis=alt.Axis(grid=True))
+    x = alt.X("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False))
+    marks = alt.Chart(frame).mark_point(size=95, opacity=0.9)
+    title = f"At V = {most}, {order.index[0]} has the least error, {order.iloc[0]:.2f}"
+    said = f"the whole zoo, sorted by its error at V = {most}", figures.provenance(rows, p)
+    chart = marks.encode(names, x, alt.Color("V:O", title="V"), tooltip=["compressor", "V", "error"])
+    return figures.titled(chart, title, *said, width=430, height=19 * len(order))
 
 
 def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:

@@ -51,13 +51,6 @@ class Engine:
             said.append(self.next(i))
         return torch.stack(said, -1)
 
-    @torch.inference_mode()
-    def generate(self, embedded: Tensor, G: int) -> Tensor:
-        """Prompts of equal length, one question each, (b, t, d) -> G greedy tokens (b, G)."""
-        b, t, _ = embedded.shape
-        self.reserve(b, t + G)
-        return self.decode(self.first(self.prefill(embedded)), t, G - 1)[:, 0]
-
 
 class Plain(Engine):
     """transformers' own forward, whatever the LLM."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -40,11 +42,26 @@ def save(model: VLM, folder: Path) -> None:
 
 def read(config_class: type[PreTrainedConfig], folder: Path) -> tuple[VLMConfig, PreTrainedTokenizerFast]:
     """Configuration and tokenizer of a folder that `save` wrote; raises InputError where it is not one."""
+    folder = local(folder)
     with _whole(folder):
         config = config_class.from_dict(json.loads((folder / CONFIG).read_text()))
         if config.tower is None:
             raise ValueError("its config.json names no tower")
         return config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def local(folder: Path) -> Path:
+    """The folder; where there is none and the name is a hub id, the hub's copy of it, without pickles.
+
+    Raises InputError where the hub cannot give it.
+    """
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return folder
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
+    except (OSError, ValueError) as e:
+        problem = f"{folder}: no such folder, and the hub did not give it ({str(e).splitlines()[0]})"
+        raise InputError(f"{problem}; give the folder that save_pretrained wrote") from None
 
 
 @contextmanager
@@ -58,6 +75,7 @@ def _whole(folder: Path) -> Iterator[None]:
 
 def load(cls: type[VLM], folder: Path) -> VLM:
     """The model that `save` wrote, in evaluation mode; raises InputError where the folder is not one."""
+    folder = local(folder)
     config, tokenizer = read(cls.config_class, folder)
     with _whole(folder):
         weights = load_file(folder / WEIGHTS)

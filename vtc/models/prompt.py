@@ -130,26 +130,18 @@ class ImageSlot:
         """Raster index of the first, second, ... visual token in the prompt; None: as they come."""
         return raster_order(self.V, self.text_offset)
 
-    def position_ids(self, on: torch.device) -> Tensor:
-        """Positions (V,) of visual tokens in the prompt, rising."""
-        if self.text_offset == self.V:
-            return torch.arange(self.V, device=on)
-        return positions_on(self.V, self.text_offset, on)
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Positions (V,) of visual tokens in the prompt, rising, and `order`, on a device."""
+        return places_on(self.V, self.text_offset, device)
 
 
 @lru_cache
 @torch.inference_mode(False)  # kept for training too
-def positions_on(V: int, offset: int, on: torch.device) -> Tensor:
-    """`raster_positions`, rising, on a device: made once, so that no step waits for the host."""
-    return torch.tensor(sorted(raster_positions(V, offset)), device=on)
-
-
-@lru_cache
-@torch.inference_mode(False)
-def order_on(V: int, offset: int, on: torch.device) -> Tensor | None:
-    """`raster_order` on a device, likewise."""
+def places_on(V: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """`raster_positions`, rising, and `raster_order`: made once, so that no step waits for the host."""
+    positions = torch.arange(V) if offset == V else torch.tensor(sorted(raster_positions(V, offset)))
     order = raster_order(V, offset)
-    return None if order is None else torch.tensor(order, device=on)
+    return positions.to(device), None if order is None else torch.tensor(order, device=device)
 
 
 @lru_cache
@@ -207,7 +199,7 @@ def lay_out(packed: Packed, real: Tensor, slot: ImageSlot) -> Layout:
         whose, place = torch.where(real, SHARED, NOBODY), column.expand(b, -1)
         position = position + real.sum(1, keepdim=True)
     else:
-        place = slot.position_ids(real.device).repeat(p // max(slot.V, 1)).expand(b, -1)  # (b, p)
+        place = slot.on(real.device)[0].repeat(p // max(slot.V, 1)).expand(b, -1)  # (b, p)
         whose = torch.where(real, SHARED, NOBODY)
         if slot.steered:
             whose = (column // max(slot.V, 1)).expand(b, -1)

@@ -25,7 +25,7 @@ from vtc.models import generate, io
 from vtc.models.chat import question_ids
 from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
-from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, order_on
+from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out
 from vtc.models.tower import Tower
 from vtc.shapes import TowerShape
 
@@ -151,7 +151,7 @@ class VLM(PreTrainedModel):
             z = self.projector(self.compressor(features, asked.to(features.last), **mask))  # (b m, V, d_llm)
         else:
             z = self.projector(self.compressor(features))
-        order = order_on(self.slot.V, self.slot.text_offset, z.device)
+        order = self.slot.on(z.device)[1]
         z = z if order is None else z[:, order]
         return z.reshape(len(features), -1, z.shape[-1])
 

@@ -90,7 +90,7 @@ def with_lora(llm: nn.Module) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise InputError("LoRA needs peft, which is not here: pip install 'vtc[llm]'") from None
+        raise InputError("LoRA needs peft, which is not here: pip install peft") from None
     return get_peft_model(llm, LoraConfig(target_modules="all-linear", r=RANK, lora_alpha=2 * RANK))
 
 

@@ -34,22 +34,20 @@ def spread(glances: int, k: int) -> Tensor:
 class Glances(Steered, Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
-    steered: the question, by default the LLM's input embeddings (b, q, d_llm), moves every query and scales
-    the values. nested: a table of places for every V, so that one training serves all of them. width: of the
-    patches' map (d). each: channels a glance carries (width / 8).
+    steered: the question, the LLM's input embeddings (b, q, d_llm), moves every query and scales the values.
+    nested: a table of places for every V, so that one training serves all of them. width: of the patches' map
+    (d); a glance carries an eighth of it.
     """
 
     needs_levels = True
     ends_at_llm = True
 
-    def __init__(self, *, glances=32, width=None, each=None, steered=False, nested=False,
-                 source="embeddings", **shape):  # fmt: skip
+    def __init__(self, *, glances=32, width=None, steered=False, nested=False, **shape):
         super().__init__(**shape)
-        self.check_source(source)
         if glances < 1:
             raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
         width = width or self.d
-        each = each or max(4, width // 8)
+        each = max(4, width // 8)
         self.needs_question, self.nested = steered, nested
         self.read = mlp2x(self.width_of("d_levels"), width, width)
         self.query = nn.Parameter(torch.randn(glances, width) * width**-0.5)
@@ -59,7 +57,7 @@ class Glances(Steered, Windows):
         self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
         self.project = mlp2x(glances * each, self.d_out, self.d_out)
         if steered:
-            self.text = nn.Sequential(nn.Linear(self.take_question(source), width), nn.GELU())
+            self.text = nn.Sequential(nn.Linear(self.take_question("embeddings"), width), nn.GELU())
             self.steer, self.scale = nn.Linear(width, glances * width), nn.Linear(width, width)
             nn.init.normal_(self.steer.weight, std=0.5 * width**-0.5)
             nn.init.zeros_(self.scale.weight)
