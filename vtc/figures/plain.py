@@ -30,9 +30,8 @@ def quecc(one: QueCC, features: Features, question: Tensor) -> Tensor:
     every = one.query_norm(one.query_out(F.gelu(one.query_in(steered))))  # (b, s, d)
     inside = windows(every, one.n)  # (b, V, k k, d)
     kernel = one.conv_weight.flatten(0, 1)  # (k k, d): a weight for each patch of a window and channel
-    query = (inside * kernel).sum(
-        2
-    ) + one.conv_bias  # (b, V, d): the learned convolution, kernel = stride = k
+    query = (inside * kernel).sum(2)  # (b, V, d): the learned convolution, kernel = stride = k
+    query = query + one.conv_bias
     return attention(one.attend, query, features.levels)
 
 
