@@ -297,7 +297,12 @@ def test_what_longer_texts_and_answers_leave_of_the_gain():
 
 
 def test_the_command_writes_rows(tmp_path, monkeypatch, capsys):
+    """In this process, where torch is imported; `clock` above has a process of its own."""
+    from vtc.benchmark.stages import Bench
+
     monkeypatch.setenv("VTC_RUNS", str(tmp_path))
+    monkeypatch.setattr("vtc.benchmark.stages.peaks", lambda *_, **__: PEAKS)
+    monkeypatch.setattr(bench, "measure", lambda c: Bench(c).rows())
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     words = ["--profile", "smoke", "--llm", LLM, "--V", "1", "--budget-s", "0", "--Q", "5", "--q", "3"]

@@ -79,11 +79,11 @@ def test_a_window_is_what_the_compressor_makes_of_it(name, tokens):
     else:
         queries, kv = one.queries(features), one.attend.keys_values(features.levels)
     z, inverse = one.attend.windows(kv, tokens)
-    weights = one.attend.weights(queries, z[0], inverse[0], kv.maps)  # (b v, heads, k k)
+    weights = one.attend.weights(queries, z[0], inverse[0])  # (b v, heads, k k)
     stated = facts(drawing)
     assert stated["features"] == f"features {axes(features.last)}"
     assert stated["queries"] == axes(queries.squeeze(1))
-    assert stated["keys"] == f"{axes(kv.z[0])} each"
+    assert stated["keys"] == f"{axes(kv[0][0])} each"
     assert stated["weights"].startswith(f"{weights.shape[-1]} weights a head, {weights.shape[1]} heads")
     assert stated["out"] == axes(one(features, question))
     assert stated["window"] == f"{size.k} x {size.k} = {z.shape[2]} patches"

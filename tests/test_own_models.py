@@ -13,13 +13,13 @@ import transformers as hf
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from vtc import InputError, profiles
+from vtc import InputError, data, profiles
 from vtc.__main__ import main as vtc
 from vtc.models import chat, llm
 from vtc.models.hf_tower import HFTower
 from vtc.models.tower import load_checkpoint
 from vtc.models.vlm import VLM
-from vtc.training import user_data
+from vtc.training import checkpoints, user_data
 from vtc.training.stages import Case
 
 P = profiles.get("smoke")
@@ -272,11 +272,51 @@ def test_lora_learns_and_leaves_an_llm_like_any_other(tmp_path, talk, monkeypatc
     assert changed and all("_proj" in name for name in changed)
 
 
+def test_one_nested_training_answers_at_several_v(tmp_path, talk, monkeypatch, capsys):
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    given = llm_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower", side=64)
+    words = ["--llm", str(given[0]), "--tower", str(given[1]), "--compressor", "m3", "--tokens", "16"]
+    assert vtc(["train", *talk, *words, "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
+    for V in ("16", "1"):
+        assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--tokens", V]) == 0
+    assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--tokens", "5"]) == 2
+    assert "V = 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("learns", ["frozen", "lora"])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, monkeypatch, learns):
+    if learns == "lora":
+        pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    talks = [data.Conversation(tmp_path / "red.png", (("what is it?", "red"), ("now?", "dot")))]
+    given = str(llm_folder(tmp_path / "llm")), str(tower_folder(tmp_path / "tower"))
+    p, eyes = user_data.with_checkpoints(P, *given, lora=learns == "lora")
+    keep, calls = checkpoints.keep, []
+
+    def run(name, kill_at):
+        monkeypatch.setenv("VTC_RUNS", str(tmp_path / name))
+        calls.clear()
+
+        def kept(*args):
+            keep(*args)
+            calls.append(args)
+            if len(calls) == kill_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoints, "keep", kept)
+        return user_data.train(p, Case(p.zoo_size, 4, "quecc", 0), talks, eyes, learns)[0].state_dict()
+
+    whole = run("whole", 0)
+    for kill_at in (1, 2):  # within the first stage, then within the second
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", kill_at)
+    again = run("killed", 0)
+    assert all(torch.equal(whole[name], again[name]) for name in whole) and whole.keys() == again.keys()
+
+
 def test_a_conversation_is_learnt_and_asked_turn_by_turn(tmp_path, talk, monkeypatch):
     """What is packed for training is what is read in answering: template, ends and later turns included."""
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
-    from vtc import data
-
     image = tmp_path / "images" / "red.png"
     talks = [data.Conversation(image, (("what is it?", "red"), ("and now?", "dot")))]
     p, eyes = user_data.with_checkpoints(

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_profile(parser)
     add_user_data(parser)
     add("--split", default="test", choices=("test", "validation"), help=which)
+    add("--tokens", type=int, metavar="V", help="another V, of a model that serves several (nested budgets)")
     add("--json", metavar="OUT", help="also write the row there")
 
 
@@ -27,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
     p = profiles.get(args.profile)
     said = data.read_llava(args.data, args.images) if args.data else None
     model = VLM.from_pretrained(args.model)
+    model = model if args.tokens is None else model.at(args.tokens).eval()
     if said is not None:
         row = own(model, said)
     elif model.config.grid != p.g:

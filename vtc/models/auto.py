@@ -109,7 +109,7 @@ class VLMForImageTextToText(VLM):
     def _embedded(self, packed: Packed, pixels: Tensor | None) -> tuple[Tensor, Layout]:
         """What the LLM reads, (b, V + t, d_llm), and where it stands."""
         features = self._seen(pixels, len(packed.ids))
-        return self.embedded(packed, features, self.encode_image(features, packed), None)
+        return self.embedded(packed, features, self.encode_image(features, packed))
 
     def _seen(self, pixels: Tensor | None, prompts: int) -> Features | None:
         if not self.V:
