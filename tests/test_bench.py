@@ -17,7 +17,7 @@ from vtc.experiments import store
 from vtc.figures import clock as draw
 from vtc.scaling import seconds
 
-LLM = f"smoke:{profiles.get('smoke').sizes[0].name}"
+LLM = f"smoke:{profiles.get('smoke').sizes[-1].name}"
 SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
 PEAKS = {"peak_flops": 1e12, "peak_plain_flops": 1e12, "bandwidth": 1e10}  # where none need be measured
 

@@ -36,8 +36,11 @@ def clock() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def said() -> pd.DataFrame:
     """The table of claims of a whole study: the first world's sweep, a planted zoo and a planted clock."""
-    tables = {"02_errors": first_world.rows("02_errors"), "05_zoo": zoo(), "03_clock": clock()}
-    return claims.table(evidence.every(tables.__getitem__, planted.TASKS))
+    sweep = first_world.rows("02_errors")
+    tables = {"02_errors": sweep, "05_zoo": zoo(), "03_clock": clock()}
+    foretold = sweep[sweep["V"] > 0].groupby(["N", "V"])[["error_ocr"]].mean().reset_index()
+    foretold = foretold.rename(columns={"error_ocr": "predicted"}).assign(kind="cell", family="ocr", label="")
+    return claims.table(evidence.every(tables.__getitem__, planted.TASKS, foretold.assign(product=0.5)))
 
 
 def order(low, high, sign=1, denial=0.0, **more) -> Claim:

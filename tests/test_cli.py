@@ -139,7 +139,7 @@ def test_seeds_that_are_no_numbers_are_refused(words, here):
         (["--zoo", "best"], "vtc: --zoo best: choose some of rivals, ablations, nested, others"),
         (["--zoo", "lookup,quecks"], "vtc: --zoo quecks: choose some of rivals"),
         (["--zoo", "rivals", "--V", "5"], "vtc: --V 5: no compressor of these sets"),
-        (["--V", "5"], "vtc: V = 5: a 12 x 12 grid and tokenpacker can give 0"),
+        (["--V", "5"], "vtc: V = 5: a 12 x 12 grid and tokenpacker_nested can give 0"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_any_work(words, said, here):

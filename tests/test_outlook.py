@@ -37,7 +37,8 @@ def test_the_paper_profile_needs_less_than_500_gb(size):
 def test_operations_and_parameters_are_those_of_the_model(compressor, learns):
     """Forth and back of one image with half its text an answer, counted by torch as it happens."""
     tokens, words = 24, make_tokenizer(tuple(f"w{i}" for i in range(40)))
-    p = replace(SMOKE, sizes=(replace(SMOKE.sizes[1], vocab=len(words)),))
+    size = replace(SMOKE.sizes[1], d=64, d_ff=192, heads=4, vocab=len(words))
+    p = replace(SMOKE, sizes=(size,))
     case = Case(p.sizes[0].name, 16, compressor, 0)
     model = assemble(p, case, make_llm(p.sizes[0], len(words)), words)
     between = sum(w.numel() for part in (model.compressor, model.projector) for w in part.parameters())

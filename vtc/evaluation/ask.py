@@ -12,6 +12,7 @@ from vtc import InputError, data
 from vtc.evaluation.benchmarks import edit_similarity
 from vtc.evaluation.exam import exam
 from vtc.evaluation.graded import graded
+from vtc.evaluation.scores import errors
 from vtc.models.prompt import Packed
 from vtc.models.vlm import VLM
 from vtc.profiles import Profile
@@ -71,6 +72,11 @@ def _logits(model: VLM, packed: Packed, seen: features.Features | None, told: bo
 def _with_other_questions(packed: Packed) -> Packed:
     """The same, but steered compressors read the questions about the image before."""
     return replace(packed, questions=packed.questions.roll(1, 0), lengths=packed.lengths.roll(1, 0))
+
+
+def measured(p: Profile, model: VLM, split: str = "test") -> dict[str, float]:
+    """Scores of tasks and errors of families on a split; choices are made on "validation"."""
+    return errors(exam(p, split), scored(p, model, split))
 
 
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
