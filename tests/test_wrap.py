@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import transformers as hf
@@ -9,6 +11,8 @@ from safetensors.torch import load_file
 
 from vtc import InputError, wrap
 from vtc.adapters.hf import load
+from vtc.benchmark.speed import Published
+from vtc.compressors.base import Features
 
 IMAGE, SIDE, GRID, VOCABULARY = 100, 64, 16, 120
 SPECIALS = [2, *range(IMAGE, VOCABULARY)]  # a random model must not say these: the end, an image
@@ -269,6 +273,40 @@ def test_lora_is_trained_saved_and_loaded_with_the_rest(tmp_path, name):
         assert torch.equal(wrapped(**inputs).logits, again(**inputs).logits)
     with pytest.raises(InputError, match="without adapters"):
         load(peft.get_peft_model(made(name), lora), tmp_path / "added")
+
+
+class Harmful:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+def test_an_official_release_fills_compressor_and_projector(tmp_path):
+    torch.manual_seed(0)
+    slow = Published(32, 4 * 32, 64, GRID, 4)  # QueCC as released, of this tower and LLM
+    release = {f"model.mm_projector.0.{name}": part for name, part in slow.state_dict().items()}
+    for place, d in (("1", 32), ("3", 64)):
+        release[f"model.mm_projector.{place}.weight"] = torch.randn(64, d) * d**-0.5
+        release[f"model.mm_projector.{place}.bias"] = torch.randn(64)
+    torch.save(release, tmp_path / "mm_projector.bin")
+    wrapped = wrap(made("llava"), "quecc", tokens=16)
+    wrapped.load_official(tmp_path / "mm_projector.bin")
+    x, levels, asked = torch.randn(2, GRID**2, 32), torch.randn(2, GRID**2, 128), torch.randn(2, 64)
+    with torch.no_grad():
+        ours = wrapped._tokens(Features(last=x, levels=levels), {"question": asked})
+        first, second = (
+            partial(torch.nn.functional.linear, weight=release[f"model.mm_projector.{i}.weight"],
+                    bias=release[f"model.mm_projector.{i}.bias"]) for i in ("1", "3")
+        )  # fmt: skip
+        theirs = second(torch.nn.functional.gelu(first(slow(x, levels, asked))))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="no official release"):
+        wrap(made("llava"), "pool", tokens=16).load_official(tmp_path / "mm_projector.bin")
+    with pytest.raises(InputError, match="missing"):
+        wrap(made("llava"), "tokenpacker", tokens=16).load_official(tmp_path / "mm_projector.bin")
+    torch.save({"x": Harmful()}, tmp_path / "bad.bin")
+    for name in ("bad.bin", "gone.bin"):
+        with pytest.raises(InputError, match="no weights"):
+            wrapped.load_official(tmp_path / name)
 
 
 def test_what_does_not_fit_is_one_line():

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from vtc import InputError, compressors
 from vtc.adapters.families import Encoded, Family, family_of
-from vtc.compressors.base import Features
+from vtc.compressors.base import Features, Official, fill
 from vtc.files import replacing
 
 TEXT = (
@@ -162,6 +163,20 @@ class Wrapped(nn.Module):
             if given["peft"]:
                 self.model.save_pretrained(part / ADAPTERS, save_embedding_layers=False)
 
+    def load_official(self, file: str | Path) -> None:
+        """Weights of an official release (QueCC, TokenPacker, ...): its projector file, .bin or safetensors.
+
+        QueCC's holds LLaVA's projector, too. Raises InputError where the file does not fit.
+        """
+        state = _released(Path(file))
+        if not hasattr(self.compressor, "load_official"):
+            raise InputError(f"{self.given['compressor']} has no official release that is known here")
+        self.compressor.load_official(state)
+        released = Official(state, "LLaVA's projector")
+        if hasattr(self.projector, "linear_1") and "1.weight" in released:
+            fill(self.projector.linear_1, released.linear("1"))
+            fill(self.projector.linear_2, released.linear("3"))
+
     def _added(self) -> nn.ModuleDict:
         return nn.ModuleDict({"compressor": self.compressor, "projector": self.projector})
 
@@ -203,6 +218,17 @@ def load(model: nn.Module, folder: str | Path) -> Wrapped:
         found = str(error).splitlines()[1].strip()
         raise InputError(f"{folder} was saved for a {kind} of another size ({found})") from None
     return wrapped
+
+
+def _released(file: Path) -> dict[str, Tensor]:
+    """Tensors by name; of a pickle (.bin) nothing but tensors is read."""
+    try:
+        if file.suffix == ".bin":
+            return torch.load(file, map_location="cpu", weights_only=True)
+        return load_file(file)
+    except (OSError, UnpicklingError, RuntimeError, SafetensorError) as error:
+        found = str(error).strip().splitlines()[0]
+        raise InputError(f"{file}: no weights ({found}); expected a release's .bin or safetensors") from None
 
 
 def _under_peft(model: nn.Module) -> bool:
