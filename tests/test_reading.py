@@ -23,43 +23,56 @@ PROSE = {
 }
 TAUGHT = [name for name, text in PROSE.items() if "**What you will learn.**" in text]
 each = pytest.mark.parametrize("name", TAUGHT)
+LESSONS = ("03", "04")  # those with all parts
+each_lesson = pytest.mark.parametrize("name", LESSONS)
 WORDS_A_MINUTE, SECONDS_A_FIGURE = 200, 20
 
 
-def outputs(name: str, kind: str) -> list[str]:
-    """What the cells show, of one MIME type."""
-    shown = (out.get("data", {}) for cell in NOTEBOOKS[name] for out in cell.get("outputs", []))
+def outputs(name: str, kind: str, cells: list | None = None) -> list[str]:
+    """What the cells (all of a notebook, or these) show, of one MIME type."""
+    cells = NOTEBOOKS[name] if cells is None else cells
+    shown = (out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
     return [data[kind] for data in shown if kind in data]
 
 
 def test_these_are_lessons():
-    assert {"03", "04"} <= set(TAUGHT)
+    assert set(LESSONS) <= set(TAUGHT)
 
 
 @each
 def test_reading_takes_the_minutes_that_are_said(name):
-    """Words, folded ones too, and figures."""
-    said = int(re.search(r"\*\*Time\.\*\* (\d+) minutes of reading", PROSE[name])[1])
-    figures = len(outputs(name, "image/png"))
-    minutes = len(re.findall(r"\w+", PROSE[name])) / WORDS_A_MINUTE + figures * SECONDS_A_FIGURE / 60
-    assert minutes <= said <= 25
+    """Words, folded ones too, and figures; an appendix is not counted."""
+    text, _, appendix = PROSE[name].partition("\n# Appendix")
+    said = int(re.search(r"\*\*Minutes\.\*\* (\d+) to read", text)[1])
+    assert said <= 25
+    if appendix:
+        end = next(i for i, cell in enumerate(NOTEBOOKS[name]) if "# Appendix" in cell.source)
+    figures = len(outputs(name, "image/png", NOTEBOOKS[name][: end if appendix else None]))
+    minutes = len(re.findall(r"\w+", text)) / WORDS_A_MINUTE + figures * SECONDS_A_FIGURE / 60
+    assert minutes <= said
 
 
 @each
-def test_a_lesson_has_its_parts(name):
+def test_a_notebook_that_teaches_has_its_parts(name):
     text = PROSE[name]
-    for part in ("**What you need.**", "## Try it", "## Exercises", "## What comes next", "## Sources"):
+    for part in ("**What you need.**", "## Exercises", "What comes next"):
         assert part in text, part
-    assert text.count("**Predict") >= 4 and "*The paper" in text
-    exercises, answers = (
-        re.findall(r"^\*\*\d\.\*\* ", text, re.M),
-        text.count("<details><summary>Answer</summary>"),
+    exercises = len(
+        re.findall(r"^(?:\*\*)?\d\.", text.partition("## Exercises")[2].partition("\n## ")[0], re.M)
     )
-    assert 3 <= len(exercises) == answers == text.count("</details>") <= 5
-    assert "glossary" in text
+    answers = text.count("<details><summary>Answer</summary>")
+    assert 3 <= exercises == answers <= 5
+    assert answers <= text.count("</details>")
 
 
-@each
+@each_lesson
+def test_a_lesson_asks_before_it_shows(name):
+    text = PROSE[name]
+    assert text.count("**Predict") >= 4 and "*The paper" in text and "glossary" in text
+    assert "## Try it" in text and "## Sources" in text
+
+
+@each_lesson
 def test_cells_and_tables_are_short(name):
     for cell in NOTEBOOKS[name]:
         if cell.cell_type == "code":
@@ -69,7 +82,7 @@ def test_cells_and_tables_are_short(name):
         assert rows <= 1 + 10 + 1, table[:300]  # names of columns (and of an index), ten rows
 
 
-@each
+@each_lesson
 def test_every_figure_is_described(name):
     shown = [out.get("data", {}) for cell in NOTEBOOKS[name] for out in cell.get("outputs", [])]
     pictures = [data for data in shown if "image/png" in data]
