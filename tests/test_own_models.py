@@ -244,6 +244,8 @@ def test_train_and_evaluate_on_the_command_line(
     assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--json", str(tmp_path / "row.json")]) == 0
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["questions"] == 2 and row["exact"] == 1.0  # the compressor alone learns to say it to the LLM
+    size = llm.shape_of(str(given[0]))
+    assert (row["V"], row["score"]) == (V, 1.0) and row["N"] * 1e9 == pytest.approx(size.N)
     model, own = VLM.from_pretrained(tmp_path / "out"), hf.AutoModelForCausalLM.from_pretrained(given[0])
     assert all(torch.equal(p, q) for p, q in zip(model.llm.parameters(), own.parameters()))  # frozen
     assert model.tower.shape.g == side // 8 and not list((tmp_path / "runs").rglob("*.part"))

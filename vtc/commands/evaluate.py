@@ -39,6 +39,7 @@ def main(args: argparse.Namespace) -> int:
     width = max(map(len, row))
     for name, value in row.items():
         print(f"{name:<{width}}  {value:{'.3f' if isinstance(value, float) else ''}}")
-    if args.json:
-        write(args.json, json.dumps(row, indent=1))
+    if args.json:  # N, V and score as `vtc fit` reads them, once rows of several models stand in one table
+        of_law = {"N": model.N / 1e9, "V": model.V, "score": row["exact"]} if args.data else {}
+        write(args.json, json.dumps(of_law | row, indent=1))
     return 0

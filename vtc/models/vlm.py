@@ -119,6 +119,14 @@ class VLM(PreTrainedModel):
         return self.config.grid**2 if self.compressor.cost_class == "D" else self.compressor.tokens
 
     @property
+    def N(self) -> int:
+        """The LLM's parameters that every token meets: neither the embedding table nor the head."""
+        ends = {
+            id(part.weight) for part in (self.llm.get_input_embeddings(), self.llm.get_output_embeddings())
+        }
+        return sum(p.numel() for p in self.llm.parameters() if id(p) not in ends)
+
+    @property
     def question_first(self) -> bool:
         """Whether the question, all but its last token ("?"), stands before the image."""
         return getattr(self.compressor, "question_source", None) == "prompt_prefix"
