@@ -232,7 +232,7 @@ LAPTOP = Profile(
     workers=2,
     draws=2000,
     feature_bytes=2 * GB,
-    note="two cores, under 8 GB; half an hour from nothing, minutes in replay",
+    note="two cores, under 8 GB; most of an hour from nothing, minutes in replay",
 )
 
 GPU = replace(
