@@ -205,6 +205,8 @@ def full_disk(folder: Path, unbroken: Run, kinds: tuple[str, ...] = ("row", "che
         next(
             (run.folder / "smoke" / "rows" / "02_errors").glob("[!.]*.json")
         ).unlink()  # to be measured again
+        for weights in (run.folder / "smoke" / "cache").rglob("nested.safetensors"):
+            weights.unlink()  # or nothing were trained again
         place = run.folder / "smoke" / {"row": "rows", "checkpoint": "cache", "figure": "figures"}[what]
         if what == "figure":
             place.mkdir()
