@@ -12,5 +12,8 @@ COLUMNS = {"misled": "shuffled", "looks": "attention_map"}  # theirs -> today's
 
 
 def rows(table: str) -> pd.DataFrame:
-    """One of its tables, such as 02_errors."""
+    """One of its tables, such as 02_errors.
+
+    02_told: its LLMs told the scene in words, measured once by commit 4517078, the last that could make it.
+    """
     return pd.read_csv(ROOT / "results" / "first-world" / f"{table}.csv").rename(columns=COLUMNS)
