@@ -143,8 +143,8 @@ def _predicted(foretold: pd.DataFrame | None, rows: pd.DataFrame) -> Said:
     table = predictions.cells(foretold, rows)
     table = table[table["label"] != "measured marginal"].dropna(subset="copied")
     miss = {way: float((table[way] - table["measured"]).abs().mean()) for way in predictions.WAYS}
-    words = {"cells": len(table), "hits": int(table["hit"].sum())} | miss
-    return [stated("own-predicted", miss["predicted"], words=words)]
+    words = {"cells": len(table), "hits": int(table["hit"].sum()), "tolerance": table["tolerance"].max()}
+    return [stated("own-predicted", miss["predicted"], words=words | miss)]
 
 
 def pairs(rows: pd.DataFrame, tasks: list[str]) -> Said:

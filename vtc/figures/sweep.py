@@ -98,7 +98,8 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
     same = alt.Y("predicted:Q", title="measured error", scale=scale)
     line = base.mark_line(strokeDash=[4, 4], color="#999999").encode(y=same)
     by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
-    hits = f"{int(table['hit'].sum())} of {len(table)} cells within two standard deviations of a seed"
+    within = table["tolerance"].max()
+    hits = f"{int(table['hit'].sum())} of {len(table)} cells within the tolerance, {within:.2f} of the error"
     title = "Errors of the grid, predicted before it was trained"
     return figures.panels(line + points, by, title, hits, width=280, height=280)
 
