@@ -62,11 +62,9 @@ def _said_right(model: VLM, asked: data.Questions, seen: features.Features) -> n
 
 
 def _logits(model: VLM, packed: Packed, seen: features.Features | None, told: bool) -> Tensor:
-    return (
-        model.logits(packed)
-        if told
-        else seen_logits(model, packed, model.here(seen), model.compressor.tokens)
-    )
+    if told:
+        return model.logits(packed)
+    return seen_logits(model, packed, model.here(seen), model.compressor.tokens)
 
 
 def _with_other_questions(packed: Packed) -> Packed:

@@ -66,20 +66,6 @@ def slope_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["family", "slope", "mean", "low", "high", "p", "seeds"])
 
 
-def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per task: what going from the smallest to the largest LLM brings, and from fewest to most tokens.
-
-    Both are differences of mean scores over the cells with an image; the other quantity is averaged over.
-    """
-    ends = []
-    for (family, task), part in by_task(rows[rows["V"] > 0]).groupby(["family", "task"], sort=False):
-        grid = part.pivot(index="N", columns="V", values="score")
-        # only V that every LLM has, only LLMs that have every V: an unfinished sweep compares like with like
-        by_N, by_V = grid.dropna(axis=1).mean(axis=1), grid.dropna(axis=0).mean(axis=0)
-        ends.append((family, task, by_N.iloc[-1] - by_N.iloc[0], by_V.iloc[-1] - by_V.iloc[0]))
-    return pd.DataFrame(ends, columns=["family", "task", "gain from N", "gain from V"])
-
-
 def looking(rows: pd.DataFrame) -> pd.DataFrame:
     """Per task: the largest LLM's mean score without image, with the most tokens, and what looking adds."""
     largest = by_task(rows[rows["N"] == rows["N"].max()])

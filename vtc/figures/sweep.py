@@ -1,4 +1,4 @@
-"""Figures of notebook 02: error against visual tokens and LLM size, and which task needs which of the two."""
+"""Figures of notebook 02: errors told in words and seen, predictions beside them, exponents by demand."""
 
 from __future__ import annotations
 
@@ -37,25 +37,6 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     facet = alt.Facet("task:N", title=None, sort=list(TASKS))
     where = figures.provenance(rows, p)
     return figures.panels(lines, facet, "Each task by itself", where, columns=4, width=190, height=130)
-
-
-def regimes(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
-    """Each task by gain from a larger LLM and from more tokens: the paper's two regimes, if there are two."""
-    frame = summary.gains(rows)
-    gains = frame[["gain from N", "gain from V"]].to_numpy()
-    ends = [min(0.0, float(gains.min())), 1.1 * float(gains.max())]
-    scale = alt.Scale(domain=ends)
-    base = alt.Chart(frame).encode(
-        x=alt.X("gain from N:Q", title="gain from the smallest to the largest LLM", scale=scale),
-        y=alt.Y("gain from V:Q", title="gain from the fewest to the most tokens", scale=scale),
-        color=alt.Color("family:N", title="family"),
-    )
-    words = base.mark_text(align="left", dx=8).encode(text="task:N")
-    line = alt.Chart(pd.DataFrame({"x": [0, ends[1]], "y": [0, ends[1]]})).encode(x="x:Q", y="y:Q")
-    even = line.mark_line(strokeDash=[4, 4], color="#999999", strokeWidth=1)
-    title = "Which tasks want a larger LLM, which want more tokens"
-    chart = even + base.mark_point(size=90) + words
-    return figures.titled(chart, title, figures.provenance(rows, p), width=400, height=340)
 
 
 def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
