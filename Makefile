@@ -1,7 +1,7 @@
 # Two commands do everything: `make reproduce` and `make test`. Needs python3 >= 3.11, make and a package index.
 #
 #   make reproduce [PROFILE=smoke|laptop|gpu|paper] [SEEDS=1]   the five notebooks here, then the recorded rows beside
-#   make test          lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
+#   make test [JOBS=2] lint, unit tests, every notebook cold at smoke, the committed notebooks against their outputs
 #   make faults        sweeps, clocks and figures killed at any moment, a full disk: nothing is lost (half an hour)
 #   make lab           JupyterLab on the notebooks
 #   make site          the static book in build/site, which works without a network (needs npm for its formulae)
@@ -10,6 +10,7 @@
 
 PROFILE ?= laptop
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.installed
 
@@ -21,9 +22,9 @@ reproduce: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests
-	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	VTC_RUNS=$$runs $(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/sanitize.cfg \
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && VTC_RUNS=$$runs OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-sanitize-with notebooks/sanitize.cfg \
 	--nbval-kernel-startup-timeout 600 notebooks
 
 faults: $(READY)

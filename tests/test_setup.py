@@ -30,7 +30,7 @@ IMPORTS = {
     "vl-convert-python": "vl_convert",
 }
 # used through another package or as a program of their own
-INDIRECT = {"jupyterlab", "ipykernel", "nbval", "ruff", "torchvision", "safetensors"}
+INDIRECT = {"jupyterlab", "ipykernel", "nbval", "pytest-xdist", "ruff", "torchvision", "safetensors"}
 INDIRECT |= {"sphinx", "myst-nb", "sphinx-book-theme"}  # called by `make site`
 INDIRECT |= {"gguf"}  # by transformers
 
