@@ -185,3 +185,10 @@ def test_readme_says_what_the_recorded_rows_say():
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     missing = [link for link in links if not (report.ROOT / link).exists()]
     assert not missing
+
+
+def test_the_readme_is_one_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)", text, re.M)
+    assert parts == ["Three doors", "How the evidence stands", "Where a line lives", "Limits"]
+    assert len(text.splitlines()) <= 90 and text.count("![") == 1

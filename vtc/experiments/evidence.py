@@ -170,7 +170,7 @@ def _pair(row, ahead: float | None, remark: str, tests: int, least: int) -> Clai
     words["seeds"] = f"{row.seeds} seed{'s' * (row.seeds > 1)}"
     of = {"id": f"pair-{row.compressor}-{row.against}-{row.V}", "words": words}
     claimed = ahead is not None and ahead > 0
-    of["main"] = row.V == least and (claimed or row.compressor == "lookup")
+    of["main"] = row.V == least and claimed and row.against == "tokenpacker"
     if not claimed:
         return stated("pair-seen", row.difference, row.low, row.high, **of)
     if row.seeds == 1:  # says nothing of another training run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -48,19 +47,17 @@ def record(p: Profile) -> bool:
 
 
 def block(name: str = "laptop") -> str:
-    """The findings of the recorded rows in Markdown: what was trained, claimed and observed."""
+    """How the evidence stands, in Markdown: what was trained, then one table of the rows that matter most."""
     p = profiles.get(name)
     table = recorded(p)
     main = table[table["main"]]
-    parts = [_sweep(store.recorded("02_errors", p))]
+    lines = [["what is said", "here, 95 % interval", "verdict", "which means"], ["---"] * 4]
     for kind, title in claims.EVIDENCE.items():
-        rows = main[(main["kind"] == "claim") & (main["evidence"] == kind)]
-        parts.append(f"**{title}**\n\n" + _markdown(rows, "the paper says", _claimed) if len(rows) else "")
-    rows = main[main["kind"] == "observation"]
-    head = "**Observed besides, claimed by nobody**\n\n"
-    parts.append(head + _markdown(rows, "what was measured", lambda row: [row.says, _here(row)]))
+        lines += _group(title, main[(main["kind"] == "claim") & (main["evidence"] == kind)])
+    lines += _group("Observed besides, claimed by nobody", main[main["kind"] == "observation"])
+    rows = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
     path = p.results.relative_to(ROOT) / "claims.csv"
-    parts.append(f"All {len(table)} rows: [{path}]({path}).")
+    parts = [_sweep(store.recorded("02_errors", p)), rows, f"All {len(table)} rows: [{path}]({path})."]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -90,22 +87,13 @@ def comparison(p: Profile) -> str:
     return "\n".join(text)
 
 
-def _claimed(row) -> list[str]:
-    """The cells of one claim: what is said and where, the test, the number, the verdict."""
-    return [
-        f"{row.says} ({row.where})",
-        _here(row) + (f"; claimed {row.test}" if row.test else ""),
-        _judged(row),
+def _group(title: str, rows: pd.DataFrame) -> list[list[str]]:
+    """Lines of the README's table under a title of their own; none where there are no rows."""
+    lines = [
+        [row.says, _here(row) + (f"; claimed {row.test}" if row.test else ""), _judged(row), row.means]
+        for row in rows.itertuples()
     ]
-
-
-def _markdown(rows: pd.DataFrame, first: str, cells: Callable[[object], list[str]]) -> str:
-    """A table: what is said, the number here, the verdict of a claim, and what it means."""
-    lines = [[*cells(row), row.means] for row in rows.itertuples()]
-    judged = ["verdict"] if len(lines[0]) == 4 else []
-    head = [first, "here, 95 % interval", *judged, "which means"]
-    lines = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+    return [[f"**{title}**", "", "", ""], *lines] if lines else []
 
 
 def _here(row) -> str:
@@ -119,27 +107,18 @@ def _here(row) -> str:
 
 def _judged(row) -> str:
     """The verdict, and beside it p after Holm's correction for the tests of the same question."""
-    beside = "" if pd.isna(row.p_holm) else f" (Holm, {row.tests:.0f} tests: p = {row.p_holm:.2g})"
-    return row.verdict + beside
+    return row.verdict + ("" if pd.isna(row.p_holm) else f" (p = {row.p_holm:.2g})")
 
 
 def _sweep(rows: pd.DataFrame) -> str:
-    """One sentence: how many cells, seeds, which machine; then the corners of the error surface."""
+    """One sentence: how many models, cells, seeds and questions, on which machine."""
     if rows.empty:
         return ""
     seeds = rows.groupby(["size", "V"])["seed"].nunique()
     few, many = seeds.min(), seeds.max()
-    said = (
-        f"Recorded sweep: {len(rows)} trained models, {len(seeds)} cells of N and V, "
+    return (
+        f"Recorded sweep: {len(rows)} rows, {len(seeds)} cells of N and V, "
         f"{few if few == many else f'{few} to {many}'} seeds a cell, "
         f"{rows['questions'].iloc[0]:,} test questions each; "
         f"{' and '.join(sorted(set(rows['device'])))}, commit {', '.join(sorted(set(rows['commit'])))}."
     )
-    lines = ["| mean error | V = 0 | fewest tokens | most tokens |", "|---|---|---|---|"]
-    for family, label in evidence.FAMILIES.items():
-        for N, which in ((rows["N"].min(), "smallest"), (rows["N"].max(), "largest")):
-            part = rows[rows["N"] == N].groupby("V")[f"error_{family}"].mean()
-            cells = [part.get(0), part[part.index > 0].iloc[0], part.iloc[-1]]
-            text = " | ".join("-" if v is None else f"{v:.2f}" for v in cells)
-            lines.append(f"| {label}, {which} LLM (N = {N:,}) | {text} |")
-    return said + "\n\n" + "\n".join(lines)
