@@ -164,13 +164,25 @@ def test_a_zoo_of_names_is_these_alone():
 
 
 def test_the_zoo_leaves_out_what_cannot_be_given_and_doubles():
-    p = replace(LAPTOP, zoo=("rivals", "ablations", "others"))
+    p = replace(LAPTOP, zoo=("tokenpacker", "rivals", "ablations", "others"))
     cases = sweep.zoo(p)
     pairs = [(case["compressor"], case["V"]) for case in cases]
     assert len(set(pairs)) == len(pairs)
     assert ("visionzip", 1) not in pairs and ("visionzip", 4) in pairs  # it needs a token beside the rest
     assert ("quecc_unasked", 4) in pairs and ("quecc_unasked", 16) not in pairs
-    assert {("tokenpacker", V) for V in p.zoo_V} <= set(pairs)  # trained for one V, always among them
+    assert {("tokenpacker", V) for V in p.zoo_V} <= set(pairs)
+
+
+def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
+    p = replace(LAPTOP, zoo=("quecc_nested",), zoo_V=(1, 36), seeds=(0,))
+    cells = [(case["size"], case["V"]) for case in sweep.zoo(p, ("d16", "d64"))]
+    assert cells == [("d16", 1), ("d16", 36), ("d64", 1), ("d64", 36)]
+    curves = sweep.variant_cells(p, "05_twice")
+    assert {(case["compressor"], case["V"]) for case in curves} == {("quecc", 1), ("lookup", 1)}
+    assert {case["size"] for case in sweep.variant_cells(p, "02_twin")} == {"d16", "d32", "d64"}
+    fourfold, r = p.variants["05_fourfold"].recipe, p.recipe
+    assert fourfold.text == r.text and fourfold.instruct.steps == 4 * r.instruct.steps
+    assert len({variant.fingerprint for variant in (p, *p.variants.values())}) == 1 + len(p.variants)
 
 
 def test_holm_by_hand():

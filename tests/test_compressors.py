@@ -1,5 +1,6 @@
 """The zoo: one call, exact counts, honest cost, and learned windows against a plain loop over windows."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -133,13 +134,10 @@ def idle_by_design(name, tokens):
         return ("text", "pool", "query", "conv", "attend.q", "attend.k_", "attend.key", "attend.kv_")
     if tokens == 36 and name.startswith(("glances", "lookup")):
         return ("query", "place", "steer", "text", "pool", "ask", "gate")
-    other = tuple(f"place.{k}" for k in (1, 2, 3, 6) if k != 6 / tokens**0.5)  # tables of another V
-    return (
-        "score.bias",
-        "pool.score.bias",
-        "gate.bias",
-        *other,
-    )  # constant over the words: leaves the softmax
+    parts = itertools.product(("place", "conv_weight", "conv_bias"), (1, 2, 3, 6))
+    other = tuple(f"{part}.{k}" for part, k in parts if k != 6 / tokens**0.5)  # tables of another V
+    constant = ("score.bias", "pool.score.bias", "gate.bias")  # over the words: leaves the softmax
+    return (*constant, *other, *(("gate",) if name == "lookup_asked" else ()))  # which has a single word
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -352,6 +350,30 @@ def test_nested_weights_are_shared(name):
     assert twin.tokens == other and module.tokens != other
     assert all(a is b for a, b in zip(twin.parameters(), module.parameters(), strict=True))
     assert twin(features(), question(twin)).shape[1] == other
+
+
+def test_quecc_for_every_v_is_at_each_the_one_made_for_it():
+    module = make("quecc_nested", 4)
+    for V in (1, 4, 9, 36):
+        one = make("quecc", V)
+        own = {name: p for name, p in module.state_dict().items() if not name.startswith("conv_")}
+        if V < 36:  # a window of one patch has no convolution
+            own |= {f"conv_{w}": getattr(module, f"conv_{w}")[str(one.k)] for w in ("weight", "bias")}
+        one.load_state_dict(own, strict=V < 36)
+        x, ask = features(), question(one)
+        torch.testing.assert_close(module.at(V)(x, ask), one(x, ask))
+    with pytest.raises(InputError, match="build 'quecc'"):
+        module.load_official({})
+
+
+def test_lookup_may_read_one_vector_in_place_of_words():
+    module, x = make("lookup_asked", 4).eval(), features()
+    ask = torch.randn(3, LLM)
+    assert module.question_pass == "paid" and module(x, ask).shape == (3, 4, LLM)
+    assert not torch.equal(module(x, ask), module(x, ask.flip(0)))
+    words = make("lookup", 4).eval()  # the same search: that vector stands as the only word
+    found = [m.found(m.patches(x), q, None) for m, q in ((module, ask), (words, ask[:, None]))]
+    torch.testing.assert_close(*found)
 
 
 def test_pooling_keeps_the_mean_and_dct_the_low_frequencies():

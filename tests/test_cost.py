@@ -252,7 +252,8 @@ def test_a_plan_offers_what_the_compressor_can_give(name, V, tmp_path):
 
 def test_the_question_pass_follows_from_the_class():
     kinds = {name: cost.traits(name)["question_pass"] for name in compressors.names()}
-    paid = {"quecc", "quecc_pooled", "quecc_one_level", "quecc_one_head", "quecc_distilled"}
+    parts = {"quecc_pooled", "quecc_one_level", "quecc_one_head"}
+    paid = {"quecc", "quecc_nested", "quecc_distilled", "lookup_asked", *parts}
     assert {name for name, kind in kinds.items() if kind == "paid"} == paid
     assert {name for name, kind in kinds.items() if kind == "shared"} == {"quecc_shared"}
 

@@ -137,13 +137,20 @@ class Profile:
         """Profiles that answer one question each, by the table of their rows; recorded once and replayed.
 
         02_twin: the flipped world. 02_doubled: every stage twice as long, does the error still fall?
+        05_twice, 05_fourfold: what follows the text stage 2 or 4 times as long: does a gap stay?
         """
-        stages = {name: getattr(self.recipe, name) for name in ("text", "align", "instruct")}
-        longer = {name: stage and replace(stage, steps=2 * stage.steps) for name, stage in stages.items()}
+        image = ("align", "instruct")
         return {
             "02_twin": replace(self, world=self.twin),
-            "02_doubled": replace(self, recipe=replace(self.recipe, **longer)),
+            "02_doubled": self._longer(2, ("text", *image)),
+            "05_twice": self._longer(2, image),
+            "05_fourfold": self._longer(4, image),
         }
+
+    def _longer(self, times: int, names: tuple[str, ...]) -> Profile:
+        stages = {name: getattr(self.recipe, name) for name in names}
+        longer = {name: stage and replace(stage, steps=times * stage.steps) for name, stage in stages.items()}
+        return replace(self, recipe=replace(self.recipe, **longer))
 
     def size(self, name: str) -> LLMShape:
         """The LLM of that name; InputError names those there are."""
@@ -197,7 +204,7 @@ SMOKE = Profile(
         checkpoint_every=3,
         span=16,
     ),
-    zoo=("rivals", "ablations", "nested"),
+    zoo=("tokenpacker", "rivals", "ablations", "nested"),
     zoo_V=(1, 16),
     zoo_size="d16",
     winners_Q=(6, 50),
@@ -225,7 +232,7 @@ LAPTOP = Profile(
         width=32,
         span=16,
     ),
-    zoo=("quecc", "lookup"),
+    zoo=("tokenpacker", "quecc", "lookup"),
     zoo_V=(1, 4),
     zoo_size="d32",
     winners_Q=(6, 50),
@@ -253,7 +260,7 @@ GPU = replace(
         instruct=replace(LAPTOP.recipe.instruct, steps=6000, batch=128),
         facts=2048,
     ),
-    zoo=("rivals", "ablations", "nested", "others"),
+    zoo=("tokenpacker", "rivals", "ablations", "nested", "others"),
     zoo_V=(1, 4, 16, 36),
     workers=1,
     feature_bytes=40 * GB,

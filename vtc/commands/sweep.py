@@ -19,8 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     zoo = f"compressors of notebook 05 in place of the sweep: some of {sets}, or names such as lookup,quecc"
     add("--seeds", default="", help="such as 0,1,2 (default: those that the recorded rows hold)")
     add("--zoo", nargs="?", const="profile", metavar="SETS", help=f"{zoo} (default: the profile's sets)")
-    kinds = "twin (the flipped world) or doubled (every stage twice as long), three seeds"
-    add("--variant", choices=("twin", "doubled"), help=f"a variant in place of the sweep: {kinds}")
+    kinds = "twin (the flipped world), doubled (all stages twice as long), twice or fourfold (only stages"
+    more = "with images, QueCC and lookup); three seeds"
+    variants = [stem.partition("_")[2] for stem in profiles.SMOKE.variants]
+    add("--variant", choices=variants, help=f"a variant in place of the sweep: {kinds} {more}")
+    add("--sizes", default="", help="LLMs of the zoo, such as d16,d64 (default: the profile's zoo LLM)")
     add("--V", default="", help="such as 1,4 (default: the profile's)")
 
 
@@ -47,8 +50,9 @@ def main(args: argparse.Namespace) -> int:
     """Measure what is missing, and say how many rows there are."""
     p = asked_for(args)
     if args.variant:
-        return _variant(p, f"02_{args.variant}")
-    cases = zoo(p) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
+        return _variant(p, next(stem for stem in p.variants if stem.endswith(f"_{args.variant}")))
+    sizes = tuple(args.sizes.split(",")) if args.sizes else ()
+    cases = zoo(p, sizes) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
     for case in cases:
         stages.check(p, stages.Case(**case))
     rows = table(p, cases, ZOO if args.zoo else STEM)

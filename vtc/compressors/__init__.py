@@ -58,6 +58,9 @@ REGISTRY = {
     "quecc": Entry(QUECC, label="QueCC", sets=RIVALS + ABLATIONS, published="QueCC"),
     "quecc_shared": Entry(QUECC, {"source": "prompt_prefix"}, sets=RIVALS),
     "quecc_light": Entry(QUECC, {"source": "embeddings"}, sets=RIVALS),
+    "quecc_nested": Entry(
+        QUECC, {"nested": True}, label="QueCC for every V", sets=NESTED, nested=True, one_V="quecc"
+    ),
     "quecc_unasked": Entry(QUECC, {"question": False}, sets=ABLATIONS),  # QueCC with one part left out
     "quecc_pooled": Entry(QUECC, {"conv": False}, sets=ABLATIONS),
     "quecc_one_level": Entry(QUECC, {"levels": 1}, sets=ABLATIONS),
@@ -69,6 +72,8 @@ REGISTRY = {
         GLANCES, {"steered": True, "nested": True}, sets=NESTED, nested=True, one_V="glances_steered"
     ),
     "lookup": Entry(LOOKUP, label="lookup (near LLaMA-VID, arXiv 2311.17043)", sets=RIVALS + ABLATIONS),
+    "lookup_nested": Entry(LOOKUP, label="lookup for every V", sets=NESTED, nested=True, one_V="lookup"),
+    "lookup_asked": Entry(LOOKUP, {"source": "llm_last"}, sets=ABLATIONS),  # one word: QueCC's question
     "lookup_unaligned": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS),
     "lookup_distilled": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS, distilled=True),
     "mqt": Entry(MQT, label="MQT trained for one V", published="MQT"),

@@ -17,10 +17,13 @@ paper and its description).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtc import InputError
 from vtc.compressors.base import Features, Official, Windows, fill
 from vtc.compressors.question import Steered
 from vtc.compressors.windowed import WindowAttention, inverse_sigma
@@ -31,7 +34,8 @@ class QueCC(Steered, Windows):
 
     question: (b, d_question), the LLM's last hidden state of the question's last token, or (b, m, d_question)
     for m questions an image, which gives (b*m, V, d). Ablations: `question=False`, `conv=False` (window
-    mean), `levels=1` (keys and values from `last` alone), `heads=1`.
+    mean), `levels=1` (keys and values from `last` alone), `heads=1`. nested: a convolution for every V, so
+    that one training serves all of them; the other weights do not depend on V.
 
     source says where the question vector comes from, for the VLM that has to give it: "llm_last", a pass of
     the LLM over the question alone (published); "prompt_prefix", the question stands before the image and
@@ -42,20 +46,26 @@ class QueCC(Steered, Windows):
     needs_question = True
     needs_levels = True
 
-    def __init__(self, *, heads=8, question=True, conv=True, levels=None, source="llm_last", **shape):
+    def __init__(
+        self, *, heads=8, question=True, conv=True, levels=None, source="llm_last", nested=False,
+        **shape,
+    ):  # fmt: skip
         super().__init__(**shape)
-        self.question_source, d = None, self.d
+        self.question_source, self.nested, d = None, nested, self.d
         self.needs_question, self.needs_levels, self.conv = question, levels != 1, conv
         if question:
             self.text = nn.Linear(self.take_question(source), d)
             self.text_norm = nn.LayerNorm(d, eps=1e-6)
         self.query_in, self.query_out = nn.Linear(d, d), nn.Linear(d, d)
         self.query_norm = nn.LayerNorm(d, eps=1e-6)
-        if conv:
-            depthwise = nn.Conv2d(d, d, self.k, groups=d)
-            kernel = depthwise.weight.detach()[:, 0].permute(1, 2, 0)  # (k, k, d)
-            self.conv_weight = nn.Parameter(kernel.contiguous())
-            self.conv_bias = nn.Parameter(depthwise.bias.detach())
+        if conv and nested:
+            sides = [self.grid // math.isqrt(v) for v in self.possible(self.grid)]
+            kernels = {str(k): _kernel(d, k) for k in sides if k > 1}  # a window of one patch needs none
+            self.conv_weight, self.conv_bias = (
+                nn.ParameterDict({k: pair[i] for k, pair in kernels.items()}) for i in (0, 1)
+            )
+        elif conv:
+            self.conv_weight, self.conv_bias = _kernel(d, self.k)
         self.attend = WindowAttention(self.width_of("d_levels") if self.needs_levels else d, d, heads)
 
     def keys_values(self, features: Features) -> tuple[Tensor, tuple]:
@@ -81,8 +91,11 @@ class QueCC(Steered, Windows):
         scale, shift = self.query_norm.weight, self.query_norm.bias
         if not self.conv:
             return z.view(b, m, n, k, n, k, d).mean((3, 5)).view(b, m, n * n, d) * scale + shift
-        weight = self.conv_weight * scale  # the norm's scale and shift move into the convolution
-        bias = self.conv_bias + shift * self.conv_weight.sum((0, 1))
+        weight, bias = self.conv_weight, self.conv_bias
+        if self.nested:
+            weight, bias = weight[str(k)], bias[str(k)]
+        bias = bias + shift * weight.sum((0, 1))  # the norm's scale and shift move into the convolution
+        weight = weight * scale
         if torch.is_grad_enabled():  # its backward pass is slow on a CPU
             weight = weight.view(k, 1, k, d).to(z.dtype)
             return (z.view(b, m, n, k, n, k, d) * weight).sum((3, 5)).view(b, m, n * n, d) + bias
@@ -116,6 +129,8 @@ class QueCC(Steered, Windows):
 
         Prefixed `0.` where the release's projector follows as `1.` and `3.`.
         """
+        if self.nested:
+            raise InputError("load_official: a release serves one V, and this QueCC every V: build 'quecc'")
         given = Official(state, "QueCC")
         given = given.under("0.") if "0.q_proj.0.weight" in given else given
         fill(self.text, given.linear("text_projection.0"))
@@ -127,6 +142,13 @@ class QueCC(Steered, Windows):
         with torch.no_grad():
             self.conv_weight.copy_(given["q_downsample.weight"][:, 0].permute(1, 2, 0))
             self.conv_bias.copy_(given["q_downsample.bias"])
+
+
+def _kernel(d: int, k: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A depthwise convolution of side k at its start: weight (k, k, d) and bias (d,)."""
+    depthwise = nn.Conv2d(d, d, k, groups=d)
+    weight = depthwise.weight.detach()[:, 0].permute(1, 2, 0)
+    return nn.Parameter(weight.contiguous()), nn.Parameter(depthwise.bias.detach())
 
 
 def pieces(features: Features, question: Tensor | None, width: int) -> int:

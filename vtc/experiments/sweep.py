@@ -13,6 +13,7 @@ import torch
 from vtc import compressors, data, machine
 from vtc.evaluation.ask import scored
 from vtc.evaluation.exam import exam, example
+from vtc.evaluation.looks import looks
 from vtc.evaluation.scores import errors, pack, unpack
 from vtc.experiments import store
 from vtc.experiments.provenance import weights_hash
@@ -27,6 +28,7 @@ LOOKED_AT = 4  # the most tokens whose attention maps are kept; more of them see
 STEM, ZOO = "02_errors", "05_zoo"  # the sweep over N and V, and the compressors side by side
 PARTS = "02_parts"  # what is trained before: the tower, and the LLMs told the scene in words
 SWEPT = "tokenpacker_nested"  # the compressor of the sweep: one training a size serves every V
+CURVES = ("quecc", "lookup")  # the compressors of the learning curves
 
 
 def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
@@ -43,7 +45,13 @@ def cells(p: Profile, V: tuple[int, ...] = ()) -> list[dict]:
 
 
 def variant_cells(p: Profile, stem: str) -> list[dict]:
-    """The cells of one of `Profile.variants`: every second LLM in the twin, the zoo's LLM twice as long."""
+    """The cells of one of `Profile.variants`.
+
+    The twin: every second LLM at every V. Twice as long: the zoo's LLM at every V. Learning curves: two
+    compressors at the least V of the zoo.
+    """
+    if stem.startswith("05"):
+        return zoo(replace(p, zoo=CURVES, zoo_V=p.zoo_V[:1]))
     sizes = p.sizes[::2] if stem == "02_twin" else (p.size(p.zoo_size),)
     return cells(replace(p, sizes=sizes))
 
@@ -53,16 +61,17 @@ def members(name: str) -> tuple[str, ...]:
     return compressors.sets().get(name, (name,))
 
 
-def zoo(p: Profile) -> list[dict]:
-    """Compressors at few tokens with one LLM; ablations at the two least V.
+def zoo(p: Profile, sizes: tuple[str, ...] = ()) -> list[dict]:
+    """Compressors at few tokens with one LLM (or those of `sizes`); ablations at the two least V.
 
-    TokenPacker trained for one V is always among them. V that a compressor can't give are left out.
+    V that a compressor can't give are left out.
     """
     cases = []
-    for name in ("tokenpacker", *p.zoo):
+    for name in p.zoo:
         few = p.zoo_V[:2] if name == "ablations" else p.zoo_V
         able = [(v, one) for v in few for one in members(name) if v in compressors.possible(one, p.g)]
-        cases += [{"size": p.zoo_size, "V": v, "compressor": one} for v, one in able]
+        for size in sizes or (p.zoo_size,):
+            cases += [{"size": size, "V": v, "compressor": one} for v, one in able]
     cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
     return [case | {"seed": seed} for seed in p.seeds for case in cases]
 
@@ -126,6 +135,7 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
         "scores": pack(scores),
         "shuffled": pack(wrong),
         "attention_map": attention_map(p, model) if drawn else "",
+        **(looks(p, model) if drawn and case.compressor != SWEPT else {}),
         **{"device": machine.device_name(on), "dtype": "bf16" if in_bf16(on, d) else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
     }

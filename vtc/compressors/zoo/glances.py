@@ -34,7 +34,8 @@ def spread(glances: int, k: int) -> Tensor:
 class Glances(Steered, Windows):
     """(b, s, d_levels) and, with `steered`, a question -> (b, V, d_llm); ends at the LLM's width.
 
-    steered: the question, the LLM's input embeddings (b, q, d_llm), moves every query and scales the values.
+    steered: the question, the LLM's input embeddings (b, q, d_llm), moves every query and scales the values;
+    source: or what else it is, see `QueCC`.
     nested: a table of places for every V, so that one training serves all of them. width: of the patches' map
     (d); a glance carries an eighth of it.
     """
@@ -42,7 +43,7 @@ class Glances(Steered, Windows):
     needs_levels = True
     ends_at_llm = True
 
-    def __init__(self, *, glances=32, width=None, steered=False, nested=False, **shape):
+    def __init__(self, *, glances=32, width=None, steered=False, nested=False, source="embeddings", **shape):
         super().__init__(**shape)
         if glances < 1:
             raise InputError(f"{self.name}: glances must be at least 1, got {glances}")
@@ -57,7 +58,7 @@ class Glances(Steered, Windows):
         self.value = nn.Parameter(torch.randn(glances, width, each) * width**-0.5)
         self.project = mlp2x(glances * each, self.d_out, self.d_out)
         if steered:
-            self.text = nn.Sequential(nn.Linear(self.take_question("embeddings"), width), nn.GELU())
+            self.text = nn.Sequential(nn.Linear(self.take_question(source), width), nn.GELU())
             self.steer, self.scale = nn.Linear(width, glances * width), nn.Linear(width, width)
             nn.init.normal_(self.steer.weight, std=0.5 * width**-0.5)
             nn.init.zeros_(self.scale.weight)

@@ -24,6 +24,7 @@ from vtc.compressors.zoo.glances import Glances
 class Lookup(Glances):
     """(b, s, d_levels) and the question's input embeddings (b, [m,] q, d_llm) -> (b m, V, d_llm).
 
+    source "llm_last": the question is one vector (b, [m,] d_llm), the only word (QueCC's).
     finds: how many mixtures of the words' attention are handed on, each a weighted mean of patches.
     aligned: the align stage has up to 16 tokens, whatever V is, for a token has to be of one place to learn
     its words; False: V tokens, as for every other compressor.
@@ -39,6 +40,8 @@ class Lookup(Glances):
 
     def words(self, question: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings (b, [m,] q, d_llm) -> queries (b, m, q, d_llm), shares of the finds (b, m, finds, q)."""
+        if self.pool is None:
+            question = (question if question.dim() == 3 else question.unsqueeze(1)).unsqueeze(2)
         question, mask = several(question, mask)
         share = self.gate(question)  # (b, m, q, finds)
         if mask is not None:
