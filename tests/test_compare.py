@@ -62,7 +62,7 @@ def test_pairs_name_the_cost_beside_the_other():
     p, rng = LAPTOP, np.random.default_rng(0)
     rows = cells(rng, 0.2).replace({"compressor": {"tokenpacker": "quecc", "other": "glances_steered"}})
     rows = compare.with_cost(rows.assign(size=p.zoo_size, Q=8.0, error_reasoning=0.3, error_ocr=0.2), p)
-    (row,) = compare.pairwise(rows, TASKS, ("glances_steered",), ("quecc",)).to_dict("records")
+    (row,) = compare.pairwise(rows, TASKS, (("glances_steered", "quecc"),)).to_dict("records")
     assert row["low"] > 0.1 and row["cost"] < 1
 
 

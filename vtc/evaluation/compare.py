@@ -117,17 +117,19 @@ def _by_seed(cells: pd.DataFrame) -> dict[int, np.ndarray]:
     return {int(row.seed): unpack(row.scores) for row in cells.itertuples()}
 
 
-def pairwise(
-    rows: pd.DataFrame, tasks: list[str], names: tuple[str, ...], against: tuple[str, ...]
-) -> pd.DataFrame:
-    """The overall score of each of `names` minus that of each of `against`, per V, under one Holm correction.
+Pairs = tuple[tuple[str, str], ...]
+
+
+def pairwise(rows: pd.DataFrame, tasks: list[str], pairs: Pairs) -> pd.DataFrame:
+    """The overall score of one minus that of the other, per pair and V, all under one Holm correction.
 
     Columns: V, compressor, against, difference, low, high, p, p_holm, seeds; with `mflop` in the rows
     (`with_cost`) also `cost`, the first one's operations over the other's.
     """
     parts = []
-    for other in against:
-        part = differences(rows[rows["compressor"].isin([*names, other])], tasks, other)
+    for pair in pairs:
+        other = pair[1]
+        part = differences(rows[rows["compressor"].isin(pair)], tasks, other)
         parts.append(part[part["family"] == "all"].assign(against=other))
     table = pd.concat(parts, ignore_index=True)
     table = table.assign(p_holm=holm(table["p"].to_numpy()))

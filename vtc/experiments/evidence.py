@@ -24,6 +24,7 @@ from vtc.scaling import frames
 TABLES = ("02_errors", "05_zoo", "03_clock")  # the tables that claims follow from
 PUBLISHED = {name: line.published for name, line in compressors.REGISTRY.items() if line.published}
 RIVALS = tuple(name for name in PUBLISHED if name != "quecc")  # beside QueCC in the paper's Table 1
+HEADLINE = (("quecc", "tokenpacker"), ("lookup", "quecc"), ("lookup", "tokenpacker"))  # fixed before the runs
 Said = list[Claim | Observation]
 
 
@@ -156,11 +157,13 @@ def pairs(rows: pd.DataFrame, tasks: list[str]) -> Said:
     rows = committed(rows)
     size = rows.loc[rows["compressor"] == "quecc", "size"].mode()  # of the LLM that they share
     rows = rows[rows["size"].isin(size) & (rows["V"] > 0)]
-    table, least = compare.pairwise(rows, tasks, ("quecc",), RIVALS), rows["V"].min()
-    said = [_pair(row, *in_table_1(row.against, row.V), len(table), least) for row in table.itertuples()]
-    why = "each word of the question looks for its own patches"
-    others = compare.pairwise(rows, tasks, ("lookup",), ("quecc", "tokenpacker"))
-    return said + [_pair(row, None, why, len(others), least) for row in others.itertuples()]
+    said, least, why = [], rows["V"].min(), "each word of the question looks for its own patches"
+    for family in (HEADLINE, tuple(("quecc", other) for other in RIVALS if other != "tokenpacker")):
+        table = compare.pairwise(rows, tasks, family)
+        for row in table.itertuples():
+            ahead = (None, why) if row.compressor == "lookup" else in_table_1(row.against, row.V)
+            said.append(_pair(row, *ahead, len(table), least))
+    return said
 
 
 def _pair(row, ahead: float | None, remark: str, tests: int, least: int) -> Claim | Observation:

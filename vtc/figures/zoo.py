@@ -133,6 +133,21 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     return figures.panels(lines, FAMILY, title, where, width=300, height=250)
 
 
+def betas(table: pd.DataFrame) -> alt.FacetChart:
+    """beta of each compressor with its 95 % interval over seeds, a panel a family (`frames.betas`)."""
+    names = [compressors.label(name) for name in table["compressor"]]
+    base = alt.Chart(table.assign(name=names)).encode(y=alt.Y("name:N", title=None))
+    ends = base.mark_rule(strokeWidth=2).encode(x="beta_low:Q", x2="beta_high:Q")
+    middle = base.mark_point(size=80, filled=True).encode(x=alt.X("beta:Q", title="beta"))
+    zero = alt.Chart().mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
+    ocr = table[table["family"] == FAMILIES["ocr"]].sort_values("beta")
+    least, most = (compressors.label(ocr["compressor"].iloc[at]) for at in (0, -1))
+    title = f"OCR-like errors fall fastest with V for {most}, slowest for {least}"
+    said = "beta: minus the slope of ln error in ln V; 95 % intervals over seeds"
+    chart = alt.layer(zero, ends, middle, data=base.data)
+    return figures.panels(chart, FAMILY, title, said, width=260, height=120)
+
+
 def taken(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
     """One image, one question, and what each compressor's tokens take from each patch: a map a compressor.
 

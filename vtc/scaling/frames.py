@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from vtc import InputError, cost
+from vtc.evaluation.compare import mean_interval
+from vtc.evaluation.scores import FAMILIES
 from vtc.scaling.checks import slopes, summary
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import frontier, v_star, v_star_interval
@@ -173,6 +175,37 @@ def own_sweep(rows) -> dict[str, Fit]:
             with suppress(InputError):  # too few points, or a single N or V so far
                 fits[family] = fit(sweep(rows, family).cells)
     return fits
+
+
+def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
+    """How the error of each compressor falls with V, over several LLMs: a row a compressor and family.
+
+    beta: minus the slope of ln error in ln V beside ln N, seed by seed, with its 95 % interval over seeds
+    (alpha alike in ln N); only V up to s/4, s being the most tokens in the rows. V*: the best V at Q text
+    tokens by the law fitted to cell means, `fault` where it fits badly.
+    """
+    few, found = rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))], []
+    for (name, family), part in ((key, few[few["compressor"] == key[0]]) for key in _pairs(few)):
+        slopes = np.array([_log_slopes(seed, family) for _, seed in part.groupby("seed")])
+        ends = [mean_interval(column)[:3] for column in slopes.T]
+        f = fit(sweep(part, family).cells)
+        row = {"family": FAMILIES[family], "compressor": name, "seeds": len(slopes), "R2": f.r2}
+        for letter, (mean, low, high) in zip(("alpha", "beta"), ends):
+            row |= {letter: mean, f"{letter}_low": low, f"{letter}_high": high}
+        found.append(row | {"V*": float(v_star(f.law, Q)) if not f.fault else np.nan, "fault": f.fault})
+    return pd.DataFrame(found)
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(compressor, family) of compressors with at least two LLMs and two V."""
+    several = rows.groupby("compressor")[["N", "V"]].nunique().min(axis=1) > 1
+    return [(name, family) for family in FAMILIES for name in several.index[several]]
+
+
+def _log_slopes(cells: pd.DataFrame, family: str) -> np.ndarray:
+    """One seed's cells -> minus the slopes of ln error in ln N and in ln V."""
+    X = np.column_stack([np.ones(len(cells)), np.log(cells["N"]), np.log(cells["V"])])
+    return -np.linalg.lstsq(X, np.log(cells[f"error_{family}"]), rcond=None)[0][1:]
 
 
 def table(rows, digits: int = 4, columns: Sequence[str] | None = None) -> pd.DataFrame:

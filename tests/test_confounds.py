@@ -1,0 +1,84 @@
+"""Rival explanations of a difference, learning curves and a beta per compressor: planted ones come back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+
+from vtc import profiles
+from vtc.evaluation import confounds, scores
+from vtc.figures import zoo as pictures
+from vtc.scaling import frames
+
+P = profiles.get("laptop")
+NAMES = ("quecc", "lookup", "quecc_light", "quecc_one_level", "lookup_asked", "tokenpacker")
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    """All alike, but `lookup` misses every question about the land, and shuffled questions miss all."""
+    rows = planted.cells(P, NAMES, (1, 4), (P.size(P.zoo_size),))
+    missed = rows["compressor"] == "lookup"
+    rows.loc[missed, "score_land"] = rows.loc[missed, "score_land"] - 0.4
+    steered = rows["compressor"].isin(["quecc", "lookup"])
+    none = scores.pack([0.0] * len(planted.TASKS))
+    return rows.assign(shuffled=[none if one else "" for one in steered])
+
+
+def test_one_row_for_each_rival_explanation(rows):
+    table = confounds.confounds(rows, planted.TASKS, P)
+    assert list(table.columns) == confounds.COLUMNS
+    seen = table.groupby("confound")["V"].nunique().to_dict()
+    assert seen == {
+        "parameters": 2, "question source": 2, "unnamed things": 2, "second question": 2, "untaught words": 0,
+    }  # fmt: skip
+    by = table.set_index(["confound", "one", "V"])
+    assert abs(by.loc[("question source", "quecc_light", 1), "difference"]) < 0.1
+    unnamed = by.loc[("unnamed things", "lookup", 4)]
+    assert unnamed["difference"] == pytest.approx(-0.1, abs=0.06) and unnamed["seeds"] == 3
+    right = 1 - scores.overall_error(rows[(rows["compressor"] == "quecc") & (rows["V"] == 1)]).mean()
+    again = by.loc[("second question", "quecc, shuffled question", 1), "difference"]
+    assert again == pytest.approx(-right, abs=0.01)
+    (note,) = table.loc[table["confound"] == "untaught words", "note"]
+    assert note.endswith("name 0")  # no word of a question in the two families is a label of the tower
+    (sizes,) = table.loc[(table["other"] == "quecc_one_level") & (table["V"] == 1), "note"]
+    assert "lookup" in sizes and "quecc_one_level" in sizes
+
+
+def test_a_gap_that_closes_with_longer_training_is_seen_to_close():
+    hard, tables = np.random.default_rng(0).random(len(planted.TASKS)), {}
+    for times, gain in ((1, 0.2), (2, 0.1), (4, 0.0)):
+        made = []
+        for name, more in (("quecc", 0.0), ("lookup", gain)):
+            for seed in range(3):
+                right = (np.random.default_rng([times, seed]).random(len(hard)) < hard + more).astype(float)
+                row = {"compressor": name, "V": 1, "seed": seed, "scores": scores.pack(right)}
+                made.append(row)
+        made += [made[0] | {"V": 4}, made[3] | {"V": 4}] if times == 1 else []
+        tables[times] = pd.DataFrame(made)
+    table = confounds.curves(tables, planted.TASKS, "lookup", "quecc")
+    assert table["times"].tolist() == [1, 2, 4] and set(table["V"]) == {1}
+    assert table["difference"].is_monotonic_decreasing and table["difference"].iloc[0] > 0.1
+    assert abs(table["difference"].iloc[2]) < 0.01
+    assert confounds.curves({1: pd.DataFrame()}, planted.TASKS, "lookup", "quecc").empty
+
+
+def test_a_planted_beta_of_each_compressor_comes_back():
+    """Errors .9 N^-.1 V^-beta with beta .3 and .05, a shift for each seed; V* = Q beta / (alpha - beta)."""
+    rows = [
+        {"compressor": name, "N": N, "V": V, "seed": seed, "size": str(N)}
+        | dict.fromkeys(("error_reasoning", "error_ocr"), 0.9 * shift * (N / 1e4) ** -0.1 * V**-beta)
+        for name, beta in (("m3", 0.3), ("quecc_nested", 0.05))
+        for N in (1e4, 4e4, 16e4)
+        for V in (1, 4, 16, 144)
+        for seed, shift in enumerate((1.0, 1.05, 0.97))
+    ]
+    table = frames.betas(pd.DataFrame(rows)).set_index(["family", "compressor"])
+    for name, beta in (("m3", 0.3), ("quecc_nested", 0.05)):
+        row = table.loc[("OCR-like", name)]
+        assert row["beta"] == pytest.approx(beta, abs=1e-6) and row["beta_low"] <= beta <= row["beta_high"]
+        assert row["alpha"] == pytest.approx(0.1, abs=1e-6) and row["seeds"] == 3
+    assert table.loc[("reasoning", "quecc_nested"), "V*"] == pytest.approx(50 * 0.05 / 0.05, rel=1e-3)
+    assert "QueCC for every V" in pictures.betas(table.reset_index()).to_json()
