@@ -264,3 +264,22 @@ def test_a_sweep_of_one_seed_and_few_cells_is_open_not_wrong():
 def test_a_zoo_without_quecc_claims_nothing():
     rows = zoo()
     assert evidence.pairs(rows[rows["compressor"] == "pool_after"], planted.TASKS) == []
+
+
+def test_a_ratio_to_a_beta_that_may_be_zero_has_no_number():
+    """Errors that rise a little with V gave alpha / beta = -930; the claim is open and shows no number."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"N": N, "V": V, "seed": seed, "size": str(N), "compressor": "pool", "commit": "abc1234"}
+        | {f"error_{task}": 0.9 * (N / 1e4) ** -0.2 * V**-beta * rng.normal(1, 0.02) for task, beta in BETA}
+        for N in (1e4, 2e4, 4e4, 8e4, 16e4)
+        for V in (1, 4, 9, 16)
+        for seed in range(2)
+    ]
+    found = {c.id: c for c in evidence.replicated(pd.DataFrame(rows))}
+    none, known = found["own-reasoning-order"], found["own-ocr-order"]
+    assert verdict(none) == OPEN and np.isnan([none.value, none.low, none.high]).all()
+    assert not known.fault and known.low < 2 < known.high
+
+
+BETA = (("reasoning", -0.02), ("ocr", 0.1))  # planted

@@ -100,8 +100,11 @@ def recomputed() -> Said:
 
 
 def _of_a_law(id: str, f: scaling.Fit, name: str, **more) -> Claim:
-    """A parameter of a fitted law, or its "ratio"."""
-    return stated(id, getattr(f.law, name), *f.clustered_interval(name), fault=f.fault, **more)
+    """A parameter of a fitted law, or its "ratio"; no number where beta may be 0, for then it has no end."""
+    value, ends = getattr(f.law, name), f.clustered_interval(name)
+    if name == "ratio" and np.isinf(ends).all():
+        value, ends = math.nan, (math.nan, math.nan)
+    return stated(id, value, *ends, fault=f.fault, **more)
 
 
 def _separable(id: str, f: scaling.Fit) -> Claim:
