@@ -119,6 +119,42 @@ def test_a_seed_is_one_observation_of_a_slope():
     assert np.isinf(one["low"]).all() and np.isinf(one["high"]).all()  # one seed: nothing is known of others
 
 
+def test_what_turns_round_in_the_twin_is_seen_to_turn():
+    """Planted slopes in ln N and ln V: facts -.2 and 0 in the world, 0 and -.1 in the twin; reading alike."""
+
+    def world(fact: str, with_N: float, with_V: float) -> pd.DataFrame:
+        rng, rows = np.random.default_rng(1), []
+        for seed in range(3):
+            for N in (1e4, 4e4, 16e4):
+                for V in (0, 1, 4, 16):
+                    line = 0.9 + with_N * np.log(N / 1e4) + with_V * np.log(max(V, 1)) + rng.normal(0, 0.01)
+                    row = {"N": N, "V": V, "seed": seed, f"score_{fact}": 1 - line, "score_read": 1 - line}
+                    rows.append(row)
+        return pd.DataFrame(rows)
+
+    base, twin = world("know", -0.2, 0.0), world("fact", 0.0, -0.1)
+    more = pd.DataFrame(base[base["N"] == 1e4].assign(N=9e9, score_know=0.0))  # a size that the twin lacks
+    table = summary.turned(pd.concat([base, more]), twin)
+    by = table.set_index(["world", "questions", "slope"])
+    assert by.loc[("world", "facts", "with N"), "mean"] == pytest.approx(-0.2, abs=0.01)
+    both = by.xs("more with N than with V", level="slope")["mean"]
+    assert both["world", "facts"] == pytest.approx(0.2, abs=0.02)
+    assert both["twin", "facts"] == pytest.approx(-0.1, abs=0.02)
+
+
+def test_training_longer_is_compared_seed_by_seed():
+    rows = pd.DataFrame(
+        {"N": 1e4, "V": V, "seed": seed, "error_reasoning": 0.5 + seed / 10, "error_ocr": 0.4}
+        for V in (1, 4)
+        for seed in range(3)
+    )
+    table = summary.longer(rows, rows[rows["V"] == 4].assign(error_ocr=0.3))
+    by = table.set_index("family")
+    assert table["V"].tolist() == [4, 4] and (table["seeds"] == 3).all()
+    assert by.loc["OCR-like", ["difference", "low", "high"]].tolist() == pytest.approx([-0.1] * 3)
+    assert by.loc["reasoning", "difference"] == pytest.approx(0)
+
+
 def test_the_frontier_holds_what_nothing_cheaper_equals():
     rows = pd.DataFrame({"compressor": list("abcde"), "V": 1, "mflop": [1.0, 2.0, 2.0, 3.0, 4.0],
                          "error": [0.5, 0.6, 0.4, 0.4, 0.1]})  # fmt: skip

@@ -41,8 +41,12 @@ def by_task(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFram
     return long.assign(family=long["task"].map(FAMILY_OF))
 
 
-def slopes(rows: pd.DataFrame) -> pd.DataFrame:
-    """How the error changes with ln N and ln V (V > 0): one row a seed and family.
+Columns = dict[str, str]  # what readers see -> the column of rows that holds its error
+OF_FAMILIES: Columns = {name: f"error_{family}" for family, name in FAMILIES.items()}
+
+
+def slopes(rows: pd.DataFrame, of: Columns = OF_FAMILIES) -> pd.DataFrame:
+    """How the error changes with ln N and ln V (V > 0): one row a seed and family (or what `of` names).
 
     Least squares of the error on both logarithms, seed by seed, so that a seed is one observation: one text
     LLM serves every V of a seed, and its cells are not independent.
@@ -50,20 +54,60 @@ def slopes(rows: pd.DataFrame) -> pd.DataFrame:
     seen, found = rows[rows["V"] > 0], []
     for seed, part in seen.groupby("seed"):
         X = np.column_stack([np.ones(len(part)), np.log(part["N"]), np.log(part["V"])])
-        for family, name in FAMILIES.items():
-            _, with_N, with_V = np.linalg.lstsq(X, part[f"error_{family}"], rcond=None)[0]
+        for name, column in of.items():
+            _, with_N, with_V = np.linalg.lstsq(X, part[column], rcond=None)[0]
             found.append((name, seed, with_N, with_V, with_V - with_N))
     return pd.DataFrame(found, columns=["family", "seed", "with N", "with V", "more with N than with V"])
 
 
-def slope_table(rows: pd.DataFrame) -> pd.DataFrame:
+def slope_table(rows: pd.DataFrame, of: Columns = OF_FAMILIES) -> pd.DataFrame:
     """Slopes over seeds with their 95 % intervals (Student's t): family, slope, mean, low, high, p, seeds."""
     found = [
         (family, name, *mean_interval(part[name]), len(part))
-        for family, part in slopes(rows).groupby("family", sort=False)
+        for family, part in slopes(rows, of).groupby("family", sort=False)
         for name in part.columns[2:]
     ]
     return pd.DataFrame(found, columns=["family", "slope", "mean", "low", "high", "p", "seeds"])
+
+
+def turned(rows: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
+    """The same two kinds of question in the world and in its flipped twin: how the error of each depends on
+    ln N and ln V.
+
+    facts: in the world about one of a few large marks, all facts (`know`); in the twin about one of many
+    small marks, few facts (`fact`). reading: a small mark (`read`). The same LLMs and V in both. Columns:
+    world, questions, slope, mean, low, high, p, seeds.
+    """
+    parts = []
+    for world, cells, fact in (("world", rows[rows["N"].isin(twin["N"])], "know"), ("twin", twin, "fact")):
+        errors = {"facts": 1 - cells[f"score_{fact}"], "reading": 1 - cells["score_read"]}
+        table = slope_table(cells.assign(**errors), {name: name for name in errors})
+        parts.append(table.rename(columns={"family": "questions"}).assign(world=world))
+    table = pd.concat(parts, ignore_index=True)
+    return table[["world", "questions", "slope", "mean", "low", "high", "p", "seeds"]]
+
+
+def longer(rows: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
+    """The errors of the same cells when trained longer, and the difference (longer minus not) over seeds.
+
+    Paired by seed, 95 % interval. Columns: family, V, error, longer, difference, low, high, seeds.
+    """
+    found = []
+    for family, name in FAMILIES.items():
+        both = [
+            part.pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
+            for part in (rows, trained)
+        ]
+        for (N, V), after in both[1].iterrows():
+            before = both[0].loc[(N, V)] if (N, V) in both[0].index else after * np.nan
+            apart = (after - before).dropna()
+            if len(apart):
+                ends = mean_interval(apart)[:3]
+                found.append(
+                    (name, int(V), before[apart.index].mean(), after[apart.index].mean(), *ends, len(apart))
+                )
+    columns = ["family", "V", "error", "longer", "difference", "low", "high", "seeds"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def looking(rows: pd.DataFrame) -> pd.DataFrame:
