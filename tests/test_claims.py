@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -74,6 +76,16 @@ def test_a_verdict_is_one_of_three_by_what_the_interval_holds():
             assert (verdict(c) == DISAGREES) == (not inside(c.paper))
             assert (verdict(c) == OPEN) == (inside(c.paper) and inside(c.denial))
     assert seen == {True: {AGREES, DISAGREES, OPEN}, False: {AGREES, DISAGREES, OPEN}}
+
+
+def test_no_other_module_gives_a_verdict():
+    """Finding B: claims.py alone judges, by one rule."""
+    package = Path(claims.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        words = {
+            node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+        }
+        assert path == Path(claims.__file__) or not words & {"agrees", "disagrees"}, path
 
 
 def test_more_data_decides_and_never_changes_sides():

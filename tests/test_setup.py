@@ -119,7 +119,13 @@ def test_ci_runs_make_test_and_passes_its_exit_code_on(tmp_path):
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
 @pytest.mark.parametrize(
     "path",
-    [".venv/bin/python", "runs/laptop/02_errors.csv", "vtc/__pycache__/x.pyc", "vtc.egg-info/PKG-INFO"],
+    [
+        ".venv/bin/python",
+        "runs/laptop/02_errors.csv",
+        "results/laptop/.locks/02_errors.lock",
+        "vtc/__pycache__/x.pyc",
+        "vtc.egg-info/PKG-INFO",
+    ],
 )
 def test_git_ignores_what_commands_write(path):
     assert subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode == 0

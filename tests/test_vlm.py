@@ -14,7 +14,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 import vtc
 from vtc import data, profiles
 from vtc.compressors.base import Features
-from vtc.models.llm import LEAN, Norm, make_llm, make_tokenizer, swap_norms
+from vtc.models import kernels
+from vtc.models.llm import LEAN, Norm, lean, make_llm, make_tokenizer, swap_norms
 from vtc.models.prompt import NOBODY, SHARED, ImageSlot, block_mask, raster_positions
 from vtc.models.runner import Runner
 from vtc.models.tower import load_checkpoint
@@ -357,6 +358,29 @@ def test_what_a_model_is_given_goes_to_its_device(monkeypatch):
         vlm(packed, seen)
     images = torch.zeros(1, P.pixels, P.pixels, 3, dtype=torch.uint8)
     assert tower.Tower(P.tower).to("meta")(images, selecting=True).keys.is_meta
+
+
+@pytest.mark.parametrize("compressor, V", [("tokenpacker", 1), ("quecc", None), ("lookup", 1)])
+def test_a_step_reads_no_value_on_the_host(compressor, V, monkeypatch):
+    """An accelerator would be waited for; the meta device has no values to give."""
+    monkeypatch.setattr("vtc.models.vlm.precision", lambda llm: torch.float32)  # autocast knows no meta
+    vlm = model(compressor).to("meta").train()
+    loss = vlm(bank(1).pack([[0, 1]]), features(1), V)
+    loss.backward()
+    assert loss.is_meta
+
+
+def test_kernels_made_for_a_cpu_stay_on_it(monkeypatch):
+    """Attention written out, the norm's own gradient, packed products: elsewhere it is all torch's."""
+    used, other = [], torch.zeros(1, 2, 3, 4, device="meta")
+    torchs = lambda module, q, *_, **how: (used.append("torch's attention"), (q, None))[1]  # noqa: E731
+    monkeypatch.setattr("vtc.models.llm.sdpa_attention_forward", torchs)
+    monkeypatch.setattr("vtc.models.llm._RMS.apply", lambda *_: used.append("our norm"))
+    lean(None, other, other, other, None, 1.0)
+    Norm(torch.nn.Parameter(torch.ones(4, device="meta")), 1e-6)(other)
+    assert used == ["torch's attention"]
+    assert not kernels.folds(other) and not kernels.in_blocks(other.bfloat16())
+    assert not kernels.Product([torch.nn.Linear(4, 4, device="meta")]).packed
 
 
 def test_a_runner_decodes_no_further_than_its_cache():
