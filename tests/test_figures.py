@@ -151,7 +151,6 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
         zoo_figures.frontier(priced, compare.frontier(priced), p),
         zoo_figures.ranked(rows["zoo"], p),
         zoo_figures.once_or_each(rows["zoo"], p),
-        zoo_figures.taken(patches, image, p),
         zoo_figures.attention_maps(patches, image, p),
     ]
     for chart in charts:

@@ -18,6 +18,7 @@ import altair as alt
 import pandas as pd
 
 from vtc import files
+from vtc.evaluation.scores import FAMILIES
 from vtc.profiles import Profile
 
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
@@ -26,6 +27,7 @@ INK, FAINT, RULE = "#222222", "#666666", "#E3E3E3"  # text, second text, grid li
 PNG_SCALE = 2  # pixels a CSS pixel, for screens of double density
 LIVE = "application/vnd.vegalite.v5+json"  # the version that JupyterLab draws
 LIVE_CHARACTERS = 300_000  # charts with more rows than this stay pictures
+FAMILY = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))  # a panel each
 
 
 @alt.theme.register("vtc", enable=True)
@@ -157,6 +159,22 @@ def tokens(values: pd.Series) -> alt.X:
 def error(title: str = "error, 1 - mean score", channel: type = alt.Y) -> alt.X | alt.Y:
     """The axis of errors, not from zero."""
     return channel("error:Q", title=title, scale=alt.Scale(zero=False))
+
+
+def seeds(base: alt.Chart) -> alt.LayerChart:
+    """Errors (mean over seeds) as a line, with whiskers from the least to the greatest seed."""
+    lines = base.mark_line(point=True).encode(y=error())
+    return lines + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+
+
+def against(frame: pd.DataFrame, x: str, y: str, titles: tuple[str, str], **scale) -> tuple[alt.Chart, ...]:
+    """Column y against column x on equal axes: a chart for marks, and the dashed line on which y = x."""
+    both = frame[[x, y]]
+    axes = alt.Scale(domain=[float(both.min().min()), float(both.max().max())], nice=False, **scale)
+    across, up = alt.X(f"{x}:Q", title=titles[0], scale=axes), {"title": titles[1], "scale": axes}
+    base = alt.Chart(frame).encode(across, alt.Y(f"{y}:Q", **up))
+    line = base.mark_line(strokeDash=[4, 4], color="#999999")
+    return base, line.encode(y=alt.Y(f"{x}:Q", **up))
 
 
 def drawn(chart: alt.TopLevelMixin) -> pd.DataFrame:

@@ -97,18 +97,10 @@ def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
     rows = benchmark.predicted(clock)
     kept = rows[["llm", "tokens", "batch", "stage", "dtype", "median_ms", "predicted_ms"]]
     used = kept.assign(fit=rows["held_out"].map({True: "held out", False: "used"}))
-    both = used[["median_ms", "predicted_ms"]]
-    ends = [float(both.min().min()), float(both.max().max())]
-    scale = alt.Scale(type="log", domain=ends, nice=False)
-    marks = alt.Chart(used).mark_point(filled=False).encode(
-        alt.X("median_ms:Q", title="measured, ms", scale=scale),
-        alt.Y("predicted_ms:Q", title="predicted from counts, ms", scale=scale),
-        alt.Color("stage:N"),
-        alt.Shape("fit:N", title="shares fitted on"),
-        tooltip=list(used.columns),
-    )  # fmt: skip
-    line = alt.Chart(pd.DataFrame({"x": ends, "y": ends})).mark_line(strokeDash=[4, 3], color="gray")
-    line = line.encode(alt.X("x:Q", scale=scale), alt.Y("y:Q", scale=scale))
+    titles = "measured, ms", "predicted from counts, ms"
+    base, line = figures.against(used, "median_ms", "predicted_ms", titles, type="log")
+    shape = alt.Shape("fit:N", title="shares fitted on")
+    marks = base.mark_point(filled=False).encode(alt.Color("stage:N"), shape, tooltip=list(used.columns))
     title = "Counted work and two shares against the clock"
     return figures.titled(line + marks, title, figures.provenance(rows, p), width=380, height=340)
 
@@ -146,12 +138,9 @@ def pareto(rows: pd.DataFrame, title: str, *subtitle: str) -> alt.FacetChart:
     there = sorted(int(v) for v in rows["V"].unique())
     size = alt.Size("V:Q", scale=alt.Scale(type="symlog", range=[20, 260]), legend=alt.Legend(values=there))
     order = rows.groupby("N")["ms"].min().sort_values().index.to_list()  # from small to large
-    base = alt.Chart(rows).encode(
-        alt.X("ms:Q", **axis), alt.Y("error:Q", title="error, 1 - score", scale=alt.Scale(zero=False))
-    )
-    dots = base.mark_point(filled=True).encode(
-        alt.Color("N:O", title="N", sort=order), size, tooltip=list(rows.columns)
-    )
+    base = alt.Chart(rows).encode(alt.X("ms:Q", **axis), figures.error("error, 1 - score"))
+    color = alt.Color("N:O", title="N", sort=order)
+    dots = base.mark_point(filled=True).encode(color, size, tooltip=list(rows.columns))
     line = base.mark_line(color="black", strokeDash=[4, 3], strokeWidth=1.2)
     chart = line.transform_filter("datum.frontier") + dots
     if "low_ms" in rows:

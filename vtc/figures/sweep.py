@@ -22,12 +22,9 @@ def _by_size(frame: pd.DataFrame) -> alt.Chart:
 
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, one curve per LLM; whiskers from the least to the greatest seed."""
-    base = _by_size(summary.by_family(rows))
-    lines = base.mark_line(point=True).encode(y=figures.error())
-    chart = lines + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
-    by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
+    chart = figures.seeds(_by_size(summary.by_family(rows)))
     title, where = "Error against visual tokens, one curve per LLM", figures.provenance(rows, p)
-    return figures.panels(chart, by, title, where, width=330, height=260)
+    return figures.panels(chart, figures.FAMILY, title, where, width=330, height=260)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -62,41 +59,26 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
     frame = table.assign(
         family=table["family"].map(FAMILIES), outcome=table["hit"].map({True: "hit", False: "miss"})
     )
-    ends = [
-        float(frame[["predicted", "measured"]].min().min()),
-        float(frame[["predicted", "measured"]].max().max()),
-    ]
-    scale = alt.Scale(domain=ends, nice=False, padding=10)
-    base = alt.Chart(frame).encode(
-        x=alt.X("predicted:Q", title="predicted error", scale=scale),
-        y=alt.Y("measured:Q", title="measured error", scale=scale),
-    )
+    titles = "predicted error", "measured error"
+    base, line = figures.against(frame, "predicted", "measured", titles, padding=10)
     points = base.mark_point(size=60, filled=True, opacity=0.8).encode(
         color=alt.Color("label:N", title="prediction"),
         shape=alt.Shape("outcome:N", title="within the tolerance", sort=["hit", "miss"]),
         tooltip=["N", "V", "predicted", "measured", "tolerance"],
     )
-    same = alt.Y("predicted:Q", title="measured error", scale=scale)
-    line = base.mark_line(strokeDash=[4, 4], color="#999999").encode(y=same)
-    by = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
     within = table["tolerance"].max()
     hits = f"{int(table['hit'].sum())} of {len(table)} cells within the tolerance, {within:.2f} of the error"
     title = "Errors of the grid, predicted before it was trained"
-    return figures.panels(line + points, by, title, hits, width=280, height=280)
+    return figures.panels(line + points, figures.FAMILY, title, hits, width=280, height=280)
 
 
 def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
     """alpha / beta over the plane of demands; red where N counts more, blue where V does."""
     ratio = (frame["alpha"].clip(lower=0.001) / frame["beta"].clip(lower=0.001)).clip(0.05, 20)
     shown = frame.assign(ratio=ratio, words=[_ratio(row) for row in frame.itertuples()])
-    ranks = list(dict.fromkeys(frame["rank"]))[::-1]
+    ranks, level = list(dict.fromkeys(frame["rank"]))[::-1], alt.Axis(labelAngle=0)
     base = alt.Chart(shown).encode(
-        x=alt.X(
-            "fit:N",
-            title="marks that fit a side of the image (the eye)",
-            sort=None,
-            axis=alt.Axis(labelAngle=0),
-        ),
+        x=alt.X("fit:N", title="marks that fit a side of the image (the eye)", sort=None, axis=level),
         y=alt.Y("rank:N", title="rank of the fact (the memory)", sort=ranks),
     )
     scale = alt.Scale(type="log", domain=[0.05, 1, 20], range=["#2166ac", "#f7f7f7", "#b2182b"])
@@ -117,14 +99,9 @@ def plateaus(rows: pd.DataFrame) -> alt.FacetChart:
     """Scores of the first world's task `attribute`, one mark a run: runs lie on plateaus, not on a curve."""
     frame = rows[rows["V"] > 0].sort_values("N").assign(LLM=lambda f: f["N"].map("N = {:,.0f}".format))
     order = [f"N = {n:,.0f}" for n in sorted(frame["N"].unique())]
-    bars = (
-        alt.Chart(frame)
-        .mark_bar()
-        .encode(
-            x=alt.X("score_attribute:Q", bin=alt.Bin(step=0.1, extent=[0, 1]), title="score of attribute"),
-            y=alt.Y("count():Q", title="runs"),
-        )
-    )
+    bins = alt.Bin(step=0.1, extent=[0, 1])
+    x = alt.X("score_attribute:Q", bin=bins, title="score of attribute")
+    bars = alt.Chart(frame).mark_bar().encode(x=x, y=alt.Y("count():Q", title="runs"))
     title = "In the first world a run either left its plateau or did not"
     by = alt.Column("LLM:N", title=None, sort=order)
     return figures.panels(bars, by, title, "every V > 0 and seed", width=150, height=150)

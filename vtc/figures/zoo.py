@@ -12,7 +12,6 @@ from vtc.evaluation.exam import TASKS
 from vtc.evaluation.scores import FAMILIES
 from vtc.profiles import Profile
 
-FAMILY = alt.Column("family:N", title=None, sort=list(FAMILIES.values()))
 BY_V = alt.Column("V:O", title="V")
 CELL = ("compressor", "V")
 
@@ -25,10 +24,9 @@ def _along_v(frame: pd.DataFrame) -> alt.Chart:
 
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, a line a compressor, a panel a family; whiskers from least to greatest seed."""
-    base = _along_v(summary.by_family(rows, CELL))
-    chart = base.mark_line(point=True) + base.mark_rule(opacity=0.5).encode(y="low:Q", y2="high:Q")
+    chart = figures.seeds(_along_v(summary.by_family(rows, CELL)))
     title, where = "One recipe, one LLM, several compressors", figures.provenance(rows, p)
-    return figures.panels(chart, FAMILY, title, where, width=300, height=250)
+    return figures.panels(chart, figures.FAMILY, title, where, width=300, height=250)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -113,7 +111,7 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     order = frame.assign(error=frame["error"].where(frame["V"] == most)).groupby("compressor")["error"].mean()
     order = order.sort_values()
     names = alt.Y("compressor:N", title=None, sort=order.index.to_list(), axis=alt.Axis(grid=True))
-    x = alt.X("error:Q", title="error, mean of both families", scale=alt.Scale(zero=False))
+    x = figures.error("error, mean of both families", alt.X)
     marks = alt.Chart(frame).mark_point(size=95, opacity=0.9)
     title = f"At V = {most}, {order.index[0]} has the least error, {order.iloc[0]:.2f}"
     said = f"the whole zoo, sorted by its error at V = {most}", figures.provenance(rows, p)
@@ -130,7 +128,7 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     dash = alt.StrokeDash("training:N", title="trained")
     lines = _along_v(frame).mark_line(point=True).encode(strokeDash=dash)
     title, where = "One training for every V, or one each", figures.provenance(rows, p)
-    return figures.panels(lines, FAMILY, title, where, width=300, height=250)
+    return figures.panels(lines, figures.FAMILY, title, where, width=300, height=250)
 
 
 def betas(table: pd.DataFrame) -> alt.FacetChart:
@@ -145,18 +143,7 @@ def betas(table: pd.DataFrame) -> alt.FacetChart:
     title = f"OCR-like errors fall fastest with V for {most}, slowest for {least}"
     said = "beta: minus the slope of ln error in ln V; 95 % intervals over seeds"
     chart = alt.layer(zero, ends, middle, data=base.data)
-    return figures.panels(chart, FAMILY, title, said, width=260, height=120)
-
-
-def taken(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
-    """One image, one question, and what each compressor's tokens take from each patch: a map a compressor.
-
-    frame: columns compressor, question, x, y, weight; image (pixels, pixels, 3).
-    """
-    greatest = frame.groupby(["compressor", "x", "y"])["weight"].max().reset_index()
-    maps = _map(greatest, side=95).facet(alt.Facet("compressor:N", title=None), columns=6)
-    asked = f"profile {p.name}, one seed; those that are steered were asked: {frame['question'].iloc[0]}"
-    return figures.titled(_beside(image, maps), "What a token takes from where", asked)
+    return figures.panels(chart, figures.FAMILY, title, said, width=260, height=120)
 
 
 def attention_maps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
@@ -164,19 +151,15 @@ def attention_maps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HC
 
     frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
     """
+    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
+    squares = alt.Chart(frame).mark_rect().encode(**CORNER, color=blues).properties(width=150, height=150)
     question = alt.Column("question:N", title=None, sort=None)
-    maps = _map(frame, side=150).facet(row=alt.Row("compressor:N", title=None), column=question)
+    maps = squares.facet(row=alt.Row("compressor:N", title=None), column=question)
     title = "Where tokens look, as the question changes"
     return figures.titled(_beside(image, maps), title, f"profile {p.name}, one seed")
 
 
 CORNER = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
-
-
-def _map(frame: pd.DataFrame, side: int) -> alt.Chart:
-    """Columns x, y, weight -> a square a patch, the darker the more is taken."""
-    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
-    return alt.Chart(frame).mark_rect().encode(**CORNER, color=blues).properties(width=side, height=side)
 
 
 def _beside(image: np.ndarray, maps: alt.FacetChart) -> alt.HConcatChart:
