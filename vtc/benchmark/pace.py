@@ -49,10 +49,8 @@ def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
         ours, plain = build(p, cell).to(device), build(p, cell)
         plain.llm = empty_llm(plain.llm.config, "sdpa")  # transformers' as it comes, no part replaced
         plain.to(device)
-        low, muon = (
-            in_bf16(device, p.size(case["size"]).d),
-            make_optimizers(dict(ours.named_parameters()), 1e-4),
-        )
+        low = in_bf16(device, p.size(case["size"]).d)
+        muon = make_optimizers(dict(ours.named_parameters()), 1e-4)
         adam = [torch.optim.AdamW(plain.parameters())]
         seen, each = (seen[torch.from_numpy(which)].to(device, torch.float32) for which in (rows, whose))
         square = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if low else torch.float32, device=device)
@@ -66,13 +64,12 @@ def measure(p: Profile, case: dict, rounds: int = 5) -> dict[str, float | str]:
         taken = in_turn(calls, device, fewest=rounds, most=rounds)
         name = device_name(device)
     ours_s, plain_s, peak_s = (summary(ms)["median_ms"] / 1e3 for ms in taken.values())
-    asked = len(alone.ids)
-    flops, peak = counter.get_total_flops(), 2 * SIDE**3 / peak_s
+    asked, flops, peak = len(alone.ids), counter.get_total_flops(), 2 * SIDE**3 / peak_s
     return {
         "N": p.size(case["size"]).N,
         "questions_per_s": asked / ours_s,
-        "plain_questions_per_s": len(alone.ids) / plain_s,
-        "speedup": (asked / ours_s) / (len(alone.ids) / plain_s),
+        "plain_questions_per_s": asked / plain_s,
+        "speedup": plain_s / ours_s,
         "flops_per_step": flops,
         "peak_flops": peak,
         "share_of_peak": flops / ours_s / peak,

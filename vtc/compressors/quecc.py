@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc import InputError
-from vtc.compressors.base import Features, Official, Windows, fill
+from vtc.compressors.base import Features, Official, Windows, fill, mean_pool
 from vtc.compressors.question import Steered
 from vtc.compressors.windowed import WindowAttention, inverse_sigma
 
@@ -90,7 +90,7 @@ class QueCC(Steered, Windows):
         g, n, k = self.grid, self.n, self.k
         scale, shift = self.query_norm.weight, self.query_norm.bias
         if not self.conv:
-            return z.view(b, m, n, k, n, k, d).mean((3, 5)).view(b, m, n * n, d) * scale + shift
+            return mean_pool(z.flatten(0, 1), n).view(b, m, n * n, d) * scale + shift
         weight, bias = self.conv_weight, self.conv_bias
         if self.nested:
             weight, bias = weight[str(k)], bias[str(k)]

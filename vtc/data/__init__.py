@@ -5,6 +5,7 @@ scikit-learn; every split has handwriting of its own) among few or many, large o
 hold a fact about it, a common or a rare one. Distributions of both are stated in `vtc.shapes.WorldConfig`.
 """
 
+# ruff: noqa: F401  (the names below are this package's interface)
 from vtc.data.gridqa.ask import AT, NONE, TASKS, Questions, about, ask, in_words
 from vtc.data.gridqa.binding import PANEL, ask_any, ask_binding
 from vtc.data.gridqa.drawing import dense_labels, render
@@ -14,9 +15,3 @@ from vtc.data.gridqa.world import SPLITS, Scenes, handwriting, make_scenes
 from vtc.data.images import load_image
 from vtc.data.llava import Conversation, read_llava
 from vtc.shapes import WorldConfig
-
-__all__ = [
-    "AT", "DIGITS", "LANDS", "NONE", "PANEL", "SPLITS", "TASKS", "WORDS", "Conversation", "Facts",
-    "Questions", "Scenes", "WorldConfig", "about", "ask", "ask_any", "ask_binding", "dense_labels",
-    "handwriting", "in_words", "load_image", "make_scenes", "read_llava", "render", "scenes_of",
-]  # fmt: skip

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.compressors.base import Compressor, Features, Official, fill
-from vtc.compressors.zoo.controls import cosines
+from vtc.compressors.zoo.controls import both_ways, cosines
 
 PARTS = {1: (1, 0), 4: (1, 3), 9: (2, 5), 16: (3, 7), 25: (4, 9)}  # V -> (C, S)
 BANDS = 8  # frequencies of the polar code, each twice the one before
@@ -84,18 +84,10 @@ class Braco(Compressor):
 
     def low_frequencies(self, x: Tensor) -> Tensor:
         """The C x C lowest coefficients (b, C*C, d); no gradient reaches the features through them."""
-        b, s, d = x.shape
         g, c = self.grid, self.side_kept
-        basis = cosines(g)[:c].to(x)  # (C, g)
-        kept = basis @ x.detach().reshape(b, g, g * d)  # rows: (b, C, g d)
-        kept = basis @ kept.view(b * c, g, d)  # columns: (b C, C, d)
         code = self.code.view(g, g, -1)[:c, :c].flatten(0, 1).to(x)
-        kept = kept.view(b, c * c, d) + self.polar_scale * self.polar_projection(code)
-        if self.tokens < INVERSE_FROM:
-            return kept
-        back = cosines(c).to(x)  # (C, C)
-        points = back.T @ kept.reshape(b, c, c * d)
-        return (back.T @ points.view(b * c, c, d)).view(b, c * c, d)
+        kept = both_ways(cosines(g)[:c], x.detach()) + self.polar_scale * self.polar_projection(code)
+        return kept if self.tokens < INVERSE_FROM else both_ways(cosines(c).T, kept)
 
     def residual_weights(self, x: Tensor) -> Tensor:
         """Where the residual tokens take from: (b, s, d) -> (b, S, s), rows add up to 1."""

@@ -54,13 +54,7 @@ class Separable(Compressor):
         raise NotImplementedError
 
     def compress(self, features: Features, question: Tensor | None = None) -> Tensor:
-        x = features.last
-        b, s, d = x.shape
-        g, n = self.grid, math.isqrt(self.tokens)
-        r = self.matrix(n).to(x)
-        x = r @ x.reshape(b, g, g * d)  # rows: (b, n, g d)
-        x = r @ x.view(b * n, g, d)  # columns: (b n, n, d)
-        return x.view(b, n * n, d)
+        return both_ways(self.matrix(math.isqrt(self.tokens)), features.last)
 
 
 class Downsample(Separable):
@@ -89,6 +83,14 @@ class DCT(Separable):
     def matrix(self, n: int) -> Tensor:
         g = self.grid
         return cosines(n).T @ cosines(g)[:n] * (n / g) ** 0.5
+
+
+def both_ways(r: Tensor, x: Tensor) -> Tensor:
+    """R X R^T: the matrix r (n, g) on the rows and the columns of a grid, (b, g*g, d) -> (b, n*n, d)."""
+    (n, g), (b, _, d) = r.shape, x.shape
+    x = r.to(x) @ x.reshape(b, g, g * d)  # rows: (b, n, g d)
+    x = r.to(x) @ x.view(b * n, g, d)  # columns: (b n, n, d)
+    return x.view(b, n * n, d)
 
 
 def cosines(n: int) -> Tensor:

@@ -24,12 +24,16 @@ def number(group: tuple[str, ...], which: np.ndarray | int) -> np.ndarray:
     return AT[group[0]] + np.asarray(which)
 
 
+def _told(place: np.ndarray, digit: np.ndarray, land: np.ndarray) -> np.ndarray:
+    """Marks in words, (..., 4): x, y, digit and land."""
+    which = (*np.moveaxis(place, -1, 0), digit, land)
+    return np.stack([number(g, w) for g, w in zip((words.X, words.Y, words.DIGITS, words.LANDS), which)], -1)
+
+
 def in_words(scenes: Scenes, rows: np.ndarray) -> np.ndarray:
     """Those scenes in words -> (b, m, 4): x, y, digit and land of every mark; NONE where there is no mark."""
-    place, digit = scenes.place[rows], scenes.digit[rows]
-    land = np.broadcast_to(scenes.land[rows, None], digit.shape)
-    groups = words.X, words.Y, words.DIGITS, words.LANDS
-    told = np.stack([number(g, w) for g, w in zip(groups, (*np.moveaxis(place, -1, 0), digit, land))], -1)
+    digit = scenes.digit[rows]
+    told = _told(scenes.place[rows], digit, np.broadcast_to(scenes.land[rows, None], digit.shape))
     told[np.arange(digit.shape[1])[None] >= scenes.marks[rows, None]] = NONE
     return told[:, : scenes.marks[rows].max()]
 
@@ -87,11 +91,9 @@ def about(facts: Facts, fact: np.ndarray, rng: np.random.Generator) -> tuple[Que
     n, subject = len(fact), fact // facts.config.entities
     land, digit = np.divmod(subject, len(words.DIGITS))
     place = rng.integers(0, len(words.X), (n, 2))
-    told = [
-        number(g, w) for g, w in zip((words.X, words.Y, words.DIGITS, words.LANDS), (*place.T, digit, land))
-    ]
     each, zero = np.arange(n), np.zeros(n, int)
-    return _in_rows(facts, each, zero + 1, zero, np.full((n, 2), NONE), fact), np.stack(told, -1)[:, None]
+    asked = _in_rows(facts, each, zero + 1, zero, np.full((n, 2), NONE), fact)
+    return asked, _told(place, digit, land)[:, None]
 
 
 def _in_rows(facts: Facts, scene, task, mark, place: np.ndarray, known: np.ndarray) -> Questions:
