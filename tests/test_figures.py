@@ -11,6 +11,7 @@ import pytest
 
 from vtc import figures, profiles
 from vtc.evaluation import compare, summary
+from vtc.figures import looks
 from vtc.figures import sweep as sweep_figures
 from vtc.figures import zoo as zoo_figures
 
@@ -142,6 +143,7 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
     patches = pd.DataFrame(
         {"compressor": "quecc", "question": "?", "x": [0, 1], "y": [0, 0], "weight": [1.0, 0]}
     )
+    boxes = pd.DataFrame({"question": ["?"], "left": 0.0, "top": 0.0, "right": 0.5, "bottom": 0.5})
     image = np.zeros((2, 2, 3), np.uint8)
     charts = [
         sweep_figures.tasks(rows["sweep"], p),
@@ -151,7 +153,7 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
         zoo_figures.frontier(priced, compare.frontier(priced), p),
         zoo_figures.ranked(rows["zoo"], p),
         zoo_figures.once_or_each(rows["zoo"], p),
-        zoo_figures.attention_maps(patches, image, p),
+        looks.attention_maps(patches, image, boxes, p),
     ]
     for chart in charts:
         assert len(figures.drawn(chart)) and figures.description(chart)

@@ -136,7 +136,8 @@ def floors(clock: pd.DataFrame) -> pd.DataFrame:
     timed = ok(clock)
     timed = timed[timed["stage"].isin(["prefill", "decode"]) & (timed["repeat"] == 0)]
     of_matmul = timed["flops"] / (timed["median_ms"] / 1e3) / timed["peak_plain_flops"]
-    names = ["llm", "dtype", "batch", "tokens", "stage", "median_ms", "floor_ms", "binds", "share"]
+    names = ["llm", "dtype", "batch", "compressor", "tokens", "stage"]
+    names += ["median_ms", "floor_ms", "binds", "share"]
     return timed[names].assign(of_matmul=of_matmul).drop_duplicates(ignore_index=True)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from vtc import InputError, cost, data, profiles
 from vtc.commands import add_profile, add_user_data
 from vtc.data import llava
+from vtc.evaluation import card
 from vtc.training import outlook, tower, user_data
 from vtc.training.device import is_main_process
 from vtc.training.stages import Case, check, checkpoints, train
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--devices", type=int, default=8, help="how many of them (8)")
     add("--bad-rows", default="stop", choices=("stop", "skip"), help=bad)
     add("--out", metavar="FOLDER", default="model", help="where the model is saved")
+    add("--card", action="store_true", help="also ask the test questions; README.md there says how it did")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -47,6 +50,8 @@ def main(args: argparse.Namespace) -> int:
         raise InputError("--lora adapts a trained LLM: give --llm FOLDER")
     if args.llm and not args.tokens and not args.lora:
         raise InputError("--tokens 0 with a frozen LLM leaves nothing to learn: add --lora")
+    if args.card and args.data:
+        raise InputError("--card reports GridQA's test questions: leave out --data, or use `vtc evaluate`")
     base = profiles.get(args.profile)
     p, eyes = user_data.with_checkpoints(_paced(base, args), args.llm, args.tower, args.lora)
     case = Case(args.size or p.zoo_size, args.tokens, args.compressor, args.seed)
@@ -66,6 +71,11 @@ def main(args: argparse.Namespace) -> int:
         return 0
     model.save_pretrained(args.out)
     shutil.rmtree(checkpoints(p, case, talks), ignore_errors=True)
+    if args.card:
+        words = {"profile": p.name, "size": case.size, "tokens": case.V, "compressor": case.compressor}
+        words |= {"seed": case.seed, "out": args.out}
+        command = "vtc train " + " ".join(f"--{name} {value}" for name, value in words.items())
+        card.write(p, model, Path(args.out), f"{command} --card")
     print(f"{args.compressor}, V = {case.V}, LLM {case.size}: loss {notes['loss']:.3f}, "
           f"{notes['questions_per_s']:.0f} questions/s, saved to {args.out}")  # fmt: skip
     return 0

@@ -10,6 +10,7 @@ from vtc.data.gridqa.ask import AT, NONE, TASKS, Questions, about, ask, in_words
 from vtc.data.gridqa.binding import PANEL, ask_any, ask_binding
 from vtc.data.gridqa.drawing import dense_labels, render
 from vtc.data.gridqa.facts import Facts, scenes_of
+from vtc.data.gridqa.typed import Right, right_answer
 from vtc.data.gridqa.words import DIGITS, LANDS, WORDS
 from vtc.data.gridqa.world import SPLITS, Scenes, handwriting, make_scenes
 from vtc.data.images import load_image

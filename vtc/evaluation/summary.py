@@ -33,6 +33,20 @@ def by_family(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFr
     return pd.concat(parts, keys=FAMILIES.values(), names=["family"]).reset_index()
 
 
+def falls(rows: pd.DataFrame) -> pd.DataFrame:
+    """How far the mean error falls at most, one row a family: by_N and by_V.
+
+    by_N: from the smallest LLM to the largest, mean over V > 0. by_V: from the fewest tokens to the best V,
+    mean over LLMs.
+    """
+    cells, found = by_family(rows[rows["V"] > 0]), []
+    for family, part in cells.groupby("family", sort=False):
+        error = part.pivot_table(index="N", columns="V", values="error")
+        by_N, by_V = error.iloc[0] - error.iloc[-1], error.iloc[:, 0] - error.min(axis=1)
+        found.append({"family": family, "by_N": by_N.mean(), "by_V": by_V.mean()})
+    return pd.DataFrame(found)
+
+
 def by_task(rows: pd.DataFrame, by: tuple[str, str] = ("N", "V")) -> pd.DataFrame:
     """One row a cell and task: family, task, mean score over seeds."""
     means = rows.groupby(list(by))[[f"score_{task}" for task in FAMILY_OF]].mean()

@@ -168,6 +168,17 @@ def example_image(p: Profile) -> np.ndarray:
     return data.render(data.scenes_of(p, "test"), "test", p.pixels, range(image, image + 1))[0]
 
 
+def asked_marks(p: Profile) -> pd.DataFrame:
+    """The mark that each question about the example asks for -> question, left, top, right, bottom.
+
+    The last four are shares of the image's side.
+    """
+    (image, about), scenes, facts = example(p), data.scenes_of(p, "test"), data.Facts(p.world)
+    marks = [data.right_answer(scenes, image, facts, question).mark for question in about]
+    found = [(question, *scenes.edges(image, mark)) for question, mark in zip(about, marks)]
+    return pd.DataFrame(found, columns=["question", "left", "top", "right", "bottom"])
+
+
 def attention_maps(p: Profile, rows: pd.DataFrame, V: int) -> pd.DataFrame:
     """Rows with attention maps at V, one seed each -> compressor, question, token, x, y (patches), weight."""
     columns = ["compressor", "question", "token", "x", "y", "weight"]

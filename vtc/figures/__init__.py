@@ -151,6 +151,7 @@ def tokens(values: pd.Series) -> alt.X:
     """The axis of visual tokens: logarithmic, V = 0 too where it is there, a tick at every V measured."""
     ticks = sorted(int(v) for v in values.unique())
     scale = {"type": "symlog", "constant": 1} if 0 in ticks else {"type": "log", "padding": 12}
+    scale["nice"] = False  # else one token more than measured gets half of the axis
     # the theme's count of ticks would thin out these values
     axis = alt.Axis(values=ticks, tickCount=len(ticks), labelOverlap=False, format="d", grid=False)
     return alt.X("V:Q", title="visual tokens V", scale=alt.Scale(**scale), axis=axis)

@@ -28,9 +28,12 @@ def first_token(clock: pd.DataFrame, p: Profile) -> alt.FacetChart:
     line = base.mark_line(point=True).encode(alt.Y("median_ms:Q", **y), tooltip=list(kept.columns))
     bars = base.mark_rule(opacity=0.6).encode(alt.Y("low_ms:Q", **y), y2="high_ms:Q")
     floor = base.mark_line(strokeDash=[4, 3], strokeWidth=1.3).encode(alt.Y("floor_ms:Q", **y))
-    how = "from features, with QueCC; dashed: the least it can take here, counted"
+    how = "measured, from features, with QueCC; dashed: the least it can take here, counted"
     by = alt.Facet("LLM:N", title=None, sort=order)
-    title = "Time to first token, measured"
+    one = kept[(kept["LLM"] == order[-1]) & (kept["batch"] == kept["batch"].min()) & (kept["V"] > 0)]
+    ends = one.sort_values("V")["median_ms"].iloc[[-1, 0]]
+    sooner = f"{ends.iloc[0] / ends.iloc[1]:.1f} times sooner with V = {one['V'].min()} than {one['V'].max()}"
+    title = f"{order[-1]}: the first token comes {sooner}"
     said, size = (how, figures.provenance(rows, p)), {"columns": 3, "width": 230, "height": 170}
     chart = figures.panels(floor + bars + line, by, title, *said, **size)
     return chart.resolve_scale(y="independent")
@@ -49,8 +52,12 @@ def shares(clock: pd.DataFrame, p: Profile, llm: str, batch: int = 1) -> alt.Cha
         alt.Order("order:Q"),
         tooltip=["V", "stage", "median_ms"],
     )  # fmt: skip
-    title = f"Where the time to first token goes, measured: {llm} with QueCC, batch {batch}"
-    return figures.titled(chart, title, figures.provenance(rows, p), width=460, height=alt.Step(34))
+    least = parts.loc[parts["V"] > 0, "V"].min()
+    few = parts[parts["V"] == least].groupby("stage")["median_ms"].sum()
+    share = f"{few.max() / few.sum():.0%} of the time to the first token"
+    title = f"At V = {least} the {few.idxmax()} takes {share}"
+    said = f"measured: {llm} with QueCC, batch {batch}, from pixels", figures.provenance(rows, p)
+    return figures.titled(chart, title, *said, width=460, height=alt.Step(34))
 
 
 def _bars(rows: pd.DataFrame, x: alt.X, group: str, y_title: str) -> alt.LayerChart:

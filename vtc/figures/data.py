@@ -19,7 +19,7 @@ COLOR = alt.Color("family:N", title="family", sort=[*FAMILIES.values(), PANEL])
 def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.LayerChart:
     """Images (n, pixels, pixels, 3) in rows, enlarged, each above its caption."""
     row, column = np.divmod(np.arange(len(images)), columns)
-    rows = pd.DataFrame({"image": map(_url, images), "column": column, "row": row, "caption": captions})
+    rows = pd.DataFrame({"image": map(url, images), "column": column, "row": row, "caption": captions})
     x = alt.X("column:O", axis=None)
     y = alt.Y("row:O", axis=None, scale=alt.Scale(paddingInner=0.12))
     height = 190 * (rows["row"].max() + 1)
@@ -29,7 +29,7 @@ def sheet(images: np.ndarray, captions: list[str], columns: int = 4) -> alt.Laye
     return (pictures + words).properties(width=230 * columns, height=height)
 
 
-def _url(image: np.ndarray) -> str:
+def url(image: np.ndarray) -> str:
     """The image, enlarged with its pixels kept, as a data address."""
     from PIL import Image
 

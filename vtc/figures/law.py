@@ -49,11 +49,11 @@ def scaling(rows: pd.DataFrame) -> alt.LayerChart:
     dots = points.mark_point(filled=True, opacity=1).encode(x, y, SIZE, size)
     front = best.mark_line(color="black", strokeDash=[5, 4]).encode(x, y)
     more, less = ("N", "V") if law["ratio"] > 1 else ("V", "N")
-    times = max(law["ratio"], 1 / law["ratio"])
+    times, family = max(law["ratio"], 1 / law["ratio"]), FAMILIES.get(law["family"], law["family"])
     said = f"alpha {law['alpha']:.4f}, beta {law['beta']:.4f}, D {law.get('D', 0):.3f}; Q = {law['Q']:g}"
     return figures.titled(
         curve + front + dots,
-        f"{law['family']}: the error falls {times:.1f} times as fast with {more} as with {less}",
+        f"{family}: the error falls {times:.1f} times as fast with {more} as with {less}",
         f"the paper's {law['points']} points and the law fitted to them, {said}",
         "dashed: the (N, V) of least predicted error at every cost",
         width=460,
@@ -125,6 +125,7 @@ def separability(rows: pd.DataFrame) -> alt.LayerChart:
     """Do larger LLMs gain more from tokens? The slope in V at every N; rows: `frames.token_slopes`."""
     x = _axis(alt.X, "N", "N, billions", "log", sorted(rows["N"].unique().tolist()), padding=20)
     colour, y = alt.Color("task:N", title=None), _axis(alt.Y, "beta", "slope of ln error on ln V", zero=True)
+    rows = rows.assign(task=rows["task"].replace(FAMILIES))
     base = alt.Chart(rows)
     bars = base.mark_rule(strokeWidth=2).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color=colour)
     dots = base.mark_line(point={"size": 80}).encode(x, y, colour)
@@ -140,7 +141,7 @@ def optimum(rows: pd.DataFrame) -> alt.LayerChart:
     ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200]
     title = "optimal visual tokens V*"
     y, low = (_axis(alt.Y, name, title, "symlog", ticks, constant=2) for name in ("V*", "low"))
-    colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom"))
+    colour = alt.Color("law:N", title=None, legend=alt.Legend(orient="bottom", symbolOpacity=1))
     band = alt.Chart(rows).mark_area(opacity=0.2).encode(x, low, alt.Y2("high:Q"), colour)
     line = alt.Chart(rows).mark_line(point=True).encode(x, y, colour)
     said = f"{rows.attrs['family']}: V* in closed form, with its 95 % interval"

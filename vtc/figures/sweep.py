@@ -15,7 +15,7 @@ from vtc.profiles import Profile
 def _by_size(frame: pd.DataFrame) -> alt.Chart:
     """Frame with N and V -> a chart along V, one colour per LLM; the caller chooses marks."""
     order = [f"{n:,.0f}" for n in sorted(frame["N"].unique())]
-    color = alt.Color("LLM:N", title="LLM parameters N", sort=order)
+    color = alt.Color("LLM:O", title="LLM parameters N", sort=order)
     frame = frame.assign(LLM=frame["N"].map("{:,.0f}".format))
     return alt.Chart(frame).encode(x=figures.tokens(frame["V"]), color=color)
 
@@ -23,8 +23,10 @@ def _by_size(frame: pd.DataFrame) -> alt.Chart:
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, one curve per LLM; whiskers from the least to the greatest seed."""
     chart = figures.seeds(_by_size(summary.by_family(rows)))
-    title, where = "Error against visual tokens, one curve per LLM", figures.provenance(rows, p)
-    return figures.panels(chart, figures.FAMILY, title, where, width=330, height=260)
+    each = [f"{row.family} by {row.by_N:.2f} and {row.by_V:.2f}" for row in summary.falls(rows).itertuples()]
+    title = "Errors fall with N and with V: " + ", ".join(each)
+    said = "one curve per LLM; whiskers: from the least to the greatest seed", figures.provenance(rows, p)
+    return figures.panels(chart, figures.FAMILY, title, *said, width=330, height=260)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -32,8 +34,8 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     score = alt.Y("score:Q", title="score", scale=alt.Scale(domain=[0, 1]))
     lines = _by_size(summary.by_task(rows)).mark_line(point=alt.OverlayMarkDef(size=25)).encode(y=score)
     facet = alt.Facet("task:N", title=None, sort=list(TASKS))
-    where = figures.provenance(rows, p)
-    return figures.panels(lines, facet, "Each task by itself", where, columns=4, width=190, height=130)
+    title, where = "Each task by itself, one curve per LLM", figures.provenance(rows, p)
+    return figures.panels(lines, facet, title, where, columns=4, width=190, height=130)
 
 
 def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -48,8 +50,10 @@ def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
     x = alt.X("N:Q", title="LLM parameters N", scale=log, axis=alt.Axis(values=sizes, format=",.0f"))
     color = alt.Color("family:N", title="family", sort=list(FAMILIES.values()))
     base, title = alt.Chart(frame).encode(x, color), "error, told in words"
-    lines = base.mark_line().encode(y=alt.Y("mean(error):Q", title=title, scale=log))
-    points = base.mark_point(size=35).encode(y=alt.Y("error:Q", title=title, scale=log))
+    shares = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1]
+    axis = {"title": title, "scale": log, "axis": alt.Axis(values=shares, tickCount=len(shares))}
+    lines = base.mark_line().encode(y=alt.Y("mean(error):Q", **axis))
+    points = base.mark_point(size=35).encode(y=alt.Y("error:Q", **axis))
     said = "What an LLM knows depends on N", figures.provenance(llms, p)
     return figures.titled(lines + points, *said, width=440, height=280)
 
@@ -61,9 +65,10 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
     )
     titles = "predicted error", "measured error"
     base, line = figures.against(frame, "predicted", "measured", titles, padding=10)
-    points = base.mark_point(size=60, filled=True, opacity=0.8).encode(
+    shapes = alt.Scale(domain=["hit", "miss"], range=["circle", "M-1,-1L1,1M-1,1L1,-1"])
+    points = base.mark_point(size=55, filled=False, strokeWidth=2.2).encode(
         color=alt.Color("label:N", title="prediction"),
-        shape=alt.Shape("outcome:N", title="within the tolerance", sort=["hit", "miss"]),
+        shape=alt.Shape("outcome:N", title="within the tolerance", scale=shapes),
         tooltip=["N", "V", "predicted", "measured", "tolerance"],
     )
     within = table["tolerance"].max()
@@ -73,26 +78,35 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
 
 
 def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
-    """alpha / beta over the plane of demands; red where N counts more, blue where V does."""
-    ratio = (frame["alpha"].clip(lower=0.001) / frame["beta"].clip(lower=0.001)).clip(0.05, 20)
-    shown = frame.assign(ratio=ratio, words=[_ratio(row) for row in frame.itertuples()])
+    """alpha / beta over the plane of demands; red where N counts more, blue where V does.
+
+    Grey where either may be 0, by its interval: there the ratio is not determined.
+    """
+    known = (frame["alpha"] > 0) & (frame["beta"] > 0)
+    known &= ~(frame["alpha_low"] <= 0) & ~(frame["beta_low"] <= 0)
+    ratio = (frame["alpha"] / frame["beta"]).where(known).clip(0.05, 20)
+    words = [f"{row.alpha:z.2f} / {row.beta:z.2f}" for row in frame.itertuples()]
+    shown = frame.assign(ratio=ratio, words=words)
     ranks, level = list(dict.fromkeys(frame["rank"]))[::-1], alt.Axis(labelAngle=0)
+    fits, eye = list(dict.fromkeys(frame["fit"])), "marks that fit a side of the image (the eye)"
     base = alt.Chart(shown).encode(
-        x=alt.X("fit:N", title="marks that fit a side of the image (the eye)", sort=None, axis=level),
+        x=alt.X("fit:N", title=eye, sort=fits, axis=level),
         y=alt.Y("rank:N", title="rank of the fact (the memory)", sort=ranks),
     )
     scale = alt.Scale(type="log", domain=[0.05, 1, 20], range=["#2166ac", "#f7f7f7", "#b2182b"])
     color = alt.Color("ratio:Q", title="alpha / beta", scale=scale)
-    dark = alt.condition("datum.ratio > 8 || datum.ratio < 0.125", alt.value("white"), alt.value("black"))
+    strong = "isValid(datum.ratio) && (datum.ratio > 8 || datum.ratio < 0.125)"
+    dark = alt.condition(strong, alt.value("white"), alt.value("black"))
     numbers = base.mark_text(fontSize=12).encode(text="words:N", color=dark)
-    chart = base.mark_rect(stroke="white").encode(color=color) + numbers
+    grey = base.mark_rect(stroke="white", color="#d9d9d9")
+    chart = grey + base.mark_rect(stroke="white").transform_filter("isValid(datum.ratio)").encode(color=color)
+    chart += numbers
     title = "Memory turns alpha / beta up, the eye turns it down"
-    said = f"numbers: alpha / beta; red: N counts more, blue: V counts more, white: alike; profile {p.name}"
-    return figures.titled(chart, title, said, width=460, height=230)
-
-
-def _ratio(row) -> str:
-    return f"{row.alpha:.2f} / {row.beta:.2f}"
+    said = (
+        f"numbers: alpha / beta; red: N counts more, blue: V counts more, white: alike; profile {p.name}",
+        "grey: not determined, the interval over seeds of alpha or of beta holds 0",
+    )
+    return figures.titled(chart, title, *said, width=460, height=230)
 
 
 def plateaus(rows: pd.DataFrame) -> alt.FacetChart:

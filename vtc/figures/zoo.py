@@ -24,9 +24,13 @@ def _along_v(frame: pd.DataFrame) -> alt.Chart:
 
 def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, a line a compressor, a panel a family; whiskers from least to greatest seed."""
-    chart = figures.seeds(_along_v(summary.by_family(rows, CELL)))
-    title, where = "One recipe, one LLM, several compressors", figures.provenance(rows, p)
-    return figures.panels(chart, figures.FAMILY, title, where, width=300, height=250)
+    cells = summary.by_family(rows, CELL)
+    few = cells[cells["V"] == cells["V"].min()].sort_values("error").drop_duplicates("family")
+    best = ", ".join(f"{row.compressor} {row.error:.2f} ({row.family})" for row in few.itertuples())
+    title = f"The least error at V = {few['V'].iloc[0]}: {best}"
+    said = "one recipe, one LLM, several compressors", figures.provenance(rows, p)
+    chart = figures.seeds(_along_v(cells))
+    return figures.panels(chart, figures.FAMILY, title, *said, width=300, height=250)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -36,9 +40,11 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     base = alt.Chart(mean).encode(x, y)
     blues = alt.Color("score:Q", title="score", scale=alt.Scale(scheme="blues", domain=[0, 1]))
     shade = alt.condition("datum.score > 0.6", alt.value("white"), alt.value("black"))
-    numbers = base.mark_text(fontSize=8).encode(text=alt.Text("score:Q", format=".2f"), color=shade)
-    chart, wide = base.mark_rect().encode(color=blues) + numbers, 25 * mean["compressor"].nunique()
-    return figures.panels(chart, BY_V, "Task by task", figures.provenance(rows, p), width=wide, height=210)
+    many = mean["compressor"].nunique()
+    side, size = (44, 11) if many <= 8 else (25, 8)
+    numbers = base.mark_text(fontSize=size).encode(text=alt.Text("score:Q", format=".2f"), color=shade)
+    chart, title = base.mark_rect().encode(color=blues) + numbers, "What a token is good for, task by task"
+    return figures.panels(chart, BY_V, title, figures.provenance(rows, p), width=side * many, height=230)
 
 
 VERDICTS = {"better": figures.PALETTE[0], "worse": figures.PALETTE[1], "no difference shown": "#8a8a8a"}
@@ -61,7 +67,8 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     title = f"Against {against}: {counts[0]} of {len(frame)} are better, {counts[1]} are worse"
     said = "difference in overall score, paired by question; 95 % intervals, each by itself"
     chart = zero + bars + base.mark_point(size=80).encode(x=x)
-    return figures.panels(chart, BY_V, title, said, width=118, height=30 * len(order))
+    size = {"width": max(118, 420 // frame["V"].nunique()), "height": 30 * len(order)}
+    return figures.panels(chart, BY_V, title, said, **size)
 
 
 COSTS = {
@@ -77,14 +84,14 @@ def _paid(cost: str) -> alt.X:
 
 
 def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerChart:
-    """Overall error against a cost of one question, one line per compressor, V at its ends."""
+    """Overall error against a cost of one question, one line per compressor, a shape for each V."""
     frame = rows.groupby(list(CELL))[["error", cost]].mean().reset_index()
     base = alt.Chart(frame).encode(_paid(cost), OVERALL, alt.Color("compressor:N", title="compressor"))
-    ends = alt.FieldOneOfPredicate("V", [int(frame["V"].min()), int(frame["V"].max())])
-    numbers = base.mark_text(dy=-10, fontSize=11).encode(text="V:O").transform_filter(ends)
-    lines = base.mark_line(point=True).encode(order="V:Q", tooltip=["compressor", "V", cost, "error"])
-    where = figures.provenance(rows, p), "numbers: the V at both ends of a line"
-    return figures.titled(lines + numbers, COSTS[cost][0], *where, width=430, height=300)
+    lines = base.mark_line(opacity=0.6).encode(order="V:Q")
+    shape = alt.Shape("V:O", title="V", legend=alt.Legend(symbolFillColor="#666666"))
+    points = base.mark_point(size=95, filled=True, opacity=0.9)
+    points = points.encode(shape=shape, tooltip=["compressor", "V", cost, "error"])
+    return figures.titled(lines + points, COSTS[cost][0], figures.provenance(rows, p), width=430, height=300)
 
 
 def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -116,7 +123,7 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     title = f"At V = {most}, {order.index[0]} has the least error, {order.iloc[0]:.2f}"
     said = f"the whole zoo, sorted by its error at V = {most}", figures.provenance(rows, p)
     chart = marks.encode(names, x, alt.Color("V:O", title="V"), tooltip=["compressor", "V", "error"])
-    return figures.titled(chart, title, *said, width=430, height=19 * len(order))
+    return figures.titled(chart, title, *said, width=430, height=22 * len(order))
 
 
 def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -144,29 +151,3 @@ def betas(table: pd.DataFrame) -> alt.FacetChart:
     said = "beta: minus the slope of ln error in ln V; 95 % intervals over seeds"
     chart = alt.layer(zero, ends, middle, data=base.data)
     return figures.panels(chart, figures.FAMILY, title, said, width=260, height=120)
-
-
-def attention_maps(frame: pd.DataFrame, image: np.ndarray, p: Profile) -> alt.HConcatChart:
-    """One image, and where each compressor's tokens look in it: a row a compressor, a column a question.
-
-    frame: columns compressor, question, x, y, weight (of all tokens together); image (pixels, pixels, 3).
-    """
-    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues"))
-    squares = alt.Chart(frame).mark_rect().encode(**CORNER, color=blues).properties(width=150, height=150)
-    question = alt.Column("question:N", title=None, sort=None)
-    maps = squares.facet(row=alt.Row("compressor:N", title=None), column=question)
-    title = "Where tokens look, as the question changes"
-    return figures.titled(_beside(image, maps), title, f"profile {p.name}, one seed")
-
-
-CORNER = {"x": alt.X("x:O", axis=None), "y": alt.Y("y:O", axis=None)}
-
-
-def _beside(image: np.ndarray, maps: alt.FacetChart) -> alt.HConcatChart:
-    """An image (pixels, pixels, 3), a square a pixel, and maps of it; its colours are its own."""
-    y, x = np.indices(image.shape[:2]).reshape(2, -1)
-    color = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in image.reshape(-1, 3)]
-    dots = alt.Chart(pd.DataFrame({"x": x, "y": y, "color": color})).mark_rect()
-    chart = dots.encode(**CORNER, color=alt.Color("color:N", scale=None))
-    picture = chart.properties(width=150, height=150, title="the image")
-    return alt.hconcat(picture, maps).resolve_scale(color="independent")

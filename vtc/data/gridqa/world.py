@@ -43,6 +43,11 @@ class Scenes:
         """(n, m, 2) x and y, 0..SIDE - 1."""
         return np.minimum((self.box[..., :2] * SIDE).astype(np.int64), SIDE - 1)
 
+    def edges(self, row: int, mark: int) -> tuple[float, ...]:
+        """Left, top, right and bottom of a mark, as shares of the image's side."""
+        x, y, side = map(float, self.box[row, mark])
+        return x - side / 2, y - side / 2, x + side / 2, y + side / 2
+
 
 @cache
 def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
