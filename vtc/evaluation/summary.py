@@ -92,13 +92,15 @@ def turned(rows: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
     small marks, few facts (`fact`). reading: a small mark (`read`). The same LLMs and V in both. Columns:
     world, questions, slope, mean, low, high, p, seeds.
     """
+    columns = ["world", "questions", "slope", "mean", "low", "high", "p", "seeds"]
+    if twin.empty:
+        return pd.DataFrame(columns=columns)
     parts = []
     for world, cells, fact in (("world", rows[rows["N"].isin(twin["N"])], "know"), ("twin", twin, "fact")):
         errors = {"facts": 1 - cells[f"score_{fact}"], "reading": 1 - cells["score_read"]}
         table = slope_table(cells.assign(**errors), {name: name for name in errors})
         parts.append(table.rename(columns={"family": "questions"}).assign(world=world))
-    table = pd.concat(parts, ignore_index=True)
-    return table[["world", "questions", "slope", "mean", "low", "high", "p", "seeds"]]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def longer(rows: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +109,7 @@ def longer(rows: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
     Paired by seed, 95 % interval. Columns: family, V, error, longer, difference, low, high, seeds.
     """
     found = []
-    for family, name in FAMILIES.items():
+    for family, name in FAMILIES.items() if len(trained) else ():
         both = [
             part.pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
             for part in (rows, trained)

@@ -36,7 +36,7 @@ def of_file(profile: Profile, path: Path) -> dict[str, list[dict]]:
 
 def _good(profile: Profile, stem: str, found: dict[str, dict]) -> list[dict]:
     planned = {*profile.seeds, *profile.recorded_seeds}
-    good = [case for case in found.values() if case["recipe"] in _recipes(profile, stem)]
+    good = [case for case in found.values() if case["recipe"] in _recipes(profile)]
     for case in good:
         where = f"{stem}, case " + ", ".join(f"{name}={value}" for name, value in case["case"].items())
         commit, seed = case["rows"][0]["commit"] or "", case["case"].get("seed")
@@ -49,9 +49,9 @@ def _good(profile: Profile, stem: str, found: dict[str, dict]) -> list[dict]:
     return good
 
 
-def _recipes(profile: Profile, stem: str) -> tuple[str, str]:
-    """The recipes whose rows a table takes: none (a clock), and the profile's or its variant's."""
-    return "", profile.variants.get(stem, profile).fingerprint
+def _recipes(profile: Profile) -> set[str]:
+    """The recipes whose rows are taken: none (a clock), the profile's and its variants'."""
+    return {"", profile.fingerprint, *(variant.fingerprint for variant in profile.variants.values())}
 
 
 def merge(profile: Profile, stem: str, cases: list[dict]) -> str:
@@ -61,7 +61,7 @@ def merge(profile: Profile, stem: str, cases: list[dict]) -> str:
     """
     path = profile.results / f"{stem}.csv"
     before = store.read_csv(path)
-    kept = {name: case for name, case in before.items() if case["recipe"] in _recipes(profile, stem)}
+    kept = {name: case for name, case in before.items() if case["recipe"] in _recipes(profile)}
     new = {store.name_of(case["case"], case["recipe"]): case for case in cases}
     new = {name: case for name, case in new.items() if name not in kept or _date(case) > _date(kept[name])}
     replaced, gone = len(new.keys() & kept.keys()), len(before) - len(kept)
