@@ -7,7 +7,7 @@ tell them apart is drawn log-uniformly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Scenes:
     def marks(self) -> np.ndarray:
         return self.rows * self.cols
 
-    @property
+    @cached_property  # of all scenes at once: anew for each batch it took as long as the rest of it
     def place(self) -> np.ndarray:
         """(n, m, 2) x and y, 0..SIDE - 1."""
         return np.minimum((self.box[..., :2] * SIDE).astype(np.int64), SIDE - 1)
