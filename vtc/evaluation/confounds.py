@@ -72,7 +72,7 @@ def _untaught(p: Profile) -> tuple:
     asked = set(" ".join(texts).split())
     taught = asked & {*data.DIGITS, *data.LANDS}
     note = f"of {len(asked)} words in questions, the tower's labels name {len(taught)}"
-    return ("untaught words", np.nan, "lookup", "quecc", np.nan, np.nan, np.nan, 0, note)
+    return ("untaught words", "any", "lookup", "quecc", np.nan, np.nan, np.nan, 0, note)
 
 
 def _on_tasks(cells: pd.DataFrame, one: str, other: str) -> list[tuple]:
