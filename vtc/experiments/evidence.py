@@ -100,10 +100,10 @@ def recomputed() -> Said:
 
 
 def _of_a_law(id: str, f: scaling.Fit, name: str, **more) -> Claim:
-    """A parameter of a fitted law, or its "ratio"; no number where beta may be 0, for then it has no end."""
+    """A parameter of a fitted law, or its "ratio": where beta may be 0 that is an interval without a number."""
     value, ends = getattr(f.law, name), f.clustered_interval(name)
-    if name == "ratio" and np.isinf(ends).all():
-        value, ends = math.nan, (math.nan, math.nan)
+    if name == "ratio" and np.isinf(ends).any():
+        value = math.nan
     return stated(id, value, *ends, fault=f.fault, **more)
 
 

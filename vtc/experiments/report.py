@@ -98,11 +98,9 @@ def _group(title: str, rows: pd.DataFrame) -> list[list[str]]:
 
 def _here(row) -> str:
     """The number and its interval in three digits."""
-    if pd.isna(row.value):
-        return ""
     known = math.isfinite(row.low) or math.isfinite(row.high)
-    interval = f" [{row.low:.3g}, {row.high:.3g}]" if known else ""
-    return f"{row.value:.3g}{interval}"
+    number = "" if pd.isna(row.value) else f"{row.value:.3g}"
+    return f"{number} [{row.low:.3g}, {row.high:.3g}]".strip() if known else number
 
 
 def _judged(row) -> str:
