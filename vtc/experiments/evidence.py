@@ -100,7 +100,7 @@ def recomputed() -> Said:
 
 
 def _of_a_law(id: str, f: scaling.Fit, name: str, **more) -> Claim:
-    """A parameter of a fitted law, or its "ratio": where beta may be 0 that is an interval without a number."""
+    """A parameter of a fitted law, or its "ratio": an interval without a number where beta may be 0."""
     value, ends = getattr(f.law, name), f.clustered_interval(name)
     if name == "ratio" and np.isinf(ends).any():
         value = math.nan
