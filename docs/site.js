@@ -1,7 +1,7 @@
-// tables that scroll sideways are reached by the keyboard too
+// tables and charts that scroll sideways are reached by the keyboard too
 function reach() {
-  for (const table of document.querySelectorAll("table")) {
-    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+  for (const wide of document.querySelectorAll("table, .cell_output")) {
+    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
   }
 }
 addEventListener("load", reach);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -117,6 +118,7 @@ def test_an_answer_is_drawn_with_a_map_a_token(question, mark):
     answer = interview.Answer(np.zeros((6, 6, 3), np.uint8), question, "7", data.Right("8", mark), box, maps)
     chart = looks.asked(answer)
     assert "wrong; right is: 8" in figures.description(chart)
+    json.dumps(chart.to_dict(), allow_nan=False)  # a notebook takes no NaN
     drawn = figures.drawn(chart)
     assert drawn["token"].nunique() == 4 and drawn["weight"].max() == 1
     assert drawn["left"].notna().any() == (mark is not None)

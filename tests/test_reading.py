@@ -12,7 +12,7 @@ import pytest
 
 from vtc import cost, data, profiles, scaling
 from vtc.evaluation import compare, exam, summary
-from vtc.experiments import evidence, store, sweep
+from vtc.experiments import evidence, predictions, store, sweep
 from vtc.figures import drawings
 from vtc.scaling import elsewhere, seconds
 
@@ -191,6 +191,12 @@ def of_02() -> list[str]:
     assert (ocr.loc[:, :36].diff(axis=1).iloc[:, 1:] < 0).to_numpy().all()
     assert (reasoning[144] > reasoning[36]).all()  # "for every LLM"
     assert np.ptp(reasoning.loc[:, 4:36].mean()) < 0.02  # "hardly depend on V from 4 tokens on"
+    said = predictions.cells(predictions.committed(P), rows)
+    board = predictions.scoreboard(said).set_index(["family", "label"])
+    assert board.loc[("reasoning", "extrapolation"), "hits"] == 0  # "no cell of it is a hit"
+    assert board.loc[("OCR-like", "extrapolation"), list(predictions.WAYS)].astype(float).idxmin() == "copied"
+    between = board.loc[("OCR-like", "interpolation")]
+    assert between["product"] > 4 * between["predicted"]  # "a fraction of that"
     largest = summary.looking(rows).set_index("task")
     guessed = summary.asked(exam.exam(P)).set_index("task")["commonest answer"]
     for task in ("count", "compare"):  # "stay near what can be guessed"

@@ -46,7 +46,7 @@ def asked(answer: Answer) -> alt.HConcatChart:
     weight = (answer.maps / answer.maps.max((1, 2), keepdims=True)).ravel()
     name = [f"token {i + 1} of {V}" for i in range(V)]
     frame = pd.DataFrame({"token": np.array(name)[token], "x": x, "y": y, "weight": weight})
-    box = pd.DataFrame([answer.box] if answer.box else [], columns=list(EDGES))
+    box = pd.DataFrame([answer.box] if answer.box else [], columns=list(EDGES), dtype=float)
     both = pd.concat([frame, pd.DataFrame({"token": name}).merge(box, how="cross")], ignore_index=True)
     by = alt.Facet("token:N", title=None, sort=name)
     maps = _map(both, g).facet(by, columns=4)
