@@ -1,13 +1,15 @@
 """`make faults`: sweeps, clocks and figures killed at any moment, two at once, a full disk: nothing is lost.
 
-Each run is a process group of its own, ended by SIGKILL either at a random time or while a file is being
-written (`.name.part`). For the second kind the run is stopped (SIGSTOP) whenever such a file is seen: if the
-file is still there it is killed, else it goes on. What is left of the file proves that the kill came inside
-a write. Started again each time, the run must end with the rows of one that nobody touched.
+Each run is a process group of its own, ended by SIGKILL at a random time, or inside a write chosen at random.
+For the second kind the run counts its own writes and stands still in that one, its file half written and not
+in place yet, until the kill comes: what is left of the file proves where it came. Started again each time,
+the run must end with the rows of one that nobody touched. A part that fails is said, and the others still
+run; the last lines are one a part, and the exit code is 1 if any failed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -17,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from vtc import __main__, files
 
 CLOCKS = {"seconds", "train_seconds", "questions_per_s", "date"}  # what no second run repeats
 SWEEP, BENCH = ("sweep", "--profile", "smoke"), ("bench", "--profile", "smoke")
@@ -29,6 +34,47 @@ SCORES = "family,N,V,score\n" + "".join(  # each family is a figure twice, svg a
     for n in (1, 2, 7)
     for v in (1, 4, 16)
 )
+FIGURES = 12
+WAIT_IN, WAITING = "VTC_FAULTS_WAIT_IN", ".waiting"  # which write stands still; the file that says it does
+MANY = 4  # writes among which one is chosen
+
+
+def wait_in_write(number: int) -> None:
+    """The `number`-th write of this process stands still for good, half written, until somebody kills it."""
+    to_disk, count = files._to_disk, itertools.count(1)
+
+    def torn(part: Path) -> None:
+        if next(count) == number:
+            for file in [path for path in (part, *part.rglob("*")) if path.is_file()]:
+                os.truncate(file, file.stat().st_size // 2)
+            Path(os.environ["VTC_RUNS"], WAITING).touch()
+            time.sleep(3600)
+        to_disk(part)
+
+    files._to_disk = torn
+
+
+if WAIT_IN in os.environ:  # here, and in the workers of a sweep, which import this file too
+    wait_in_write(int(os.environ[WAIT_IN]))
+
+
+@dataclass
+class Tally:
+    """What the kills of one command did."""
+
+    kills: int = 0
+    inside: int = 0  # of them, inside a write
+    lost: int = 0  # cases that were there before a kill and not after, or not at the end
+    doubled: int = 0  # cases that are there twice
+    changed: int = 0  # cases whose rows are not those of an unbroken run
+
+    @property
+    def harmless(self) -> bool:
+        return not (self.lost or self.doubled or self.changed)
+
+    def __str__(self) -> str:
+        cases = f"{self.lost} cases lost, {self.doubled} doubled, {self.changed} changed"
+        return f"{self.kills} kills, {self.inside} of them inside a write; {cases}"
 
 
 class Run:
@@ -37,10 +83,14 @@ class Run:
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self.words = folder, words
 
-    def start(self) -> subprocess.Popen:
-        command = [sys.executable, "-m", "vtc", *self.words]
+    def start(self, wait_in: int = 0) -> subprocess.Popen:
+        """wait_in: the write in which it stands still; 0: none."""
         env = os.environ | {"VTC_RUNS": str(self.folder), "VTC_PROGRESS": "off"}
         env.setdefault("OMP_NUM_THREADS", "1")
+        if wait_in:
+            env[WAIT_IN] = str(wait_in)
+        (self.folder / WAITING).unlink(missing_ok=True)
+        command = [sys.executable, __file__, *self.words]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=env, start_new_session=True, **pipes)
 
@@ -52,31 +102,31 @@ class Run:
         return time.monotonic() - start
 
     def parts(self) -> set[Path]:
-        """Files that are being written, or were when their writer was killed."""
-        return {Path(at, name) for at, _, names in os.walk(self.folder) for name in names if _is_part(name)}
+        """Files and folders that were being written when their writer was killed."""
+        return set(self.folder.rglob(".*.part"))
 
-    def rows(self) -> dict[str, list[dict]]:
-        """Every case in the folder, by its fields: its rows without what no second run repeats."""
-        found: dict[str, list[dict]] = {}
+    def rows(self) -> dict[str, list[list[dict]]]:
+        """Every case by its fields -> its rows, file by file, without what no second run repeats."""
+        found: dict[str, list[list[dict]]] = {}
         for path in sorted(self.folder.glob("*/rows/*/[!.]*.json")):
             case = json.loads(path.read_text())
             name = json.dumps([path.parent.name, case["case"]], sort_keys=True)
-            assert name not in found, f"{path}: a case twice"
-            found[name] = [{k: v for k, v in row.items() if k not in CLOCKS} for row in case["rows"]]
+            rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in case["rows"]]
+            found.setdefault(name, []).append(rows)
         return found
 
-    def killed(self, at: random.Random, inside: bool, seconds: float) -> str:
-        """Starts the command and kills it at a random time, or "inside" the first write after it.
+    def killed(self, at: random.Random, inside: bool, seconds: float, many: int = MANY) -> str:
+        """Starts the command and kills it at a random time, or `inside` one of its first `many` writes.
 
         seconds: how long an unbroken run takes. Returns "inside", "outside", or "ended" before it was killed.
         """
-        before, process = self.parts(), self.start()
-        moment = time.monotonic() + at.uniform(0, seconds / 2 if inside else seconds)
+        before = self.parts()
+        process = self.start(at.randint(1, many) if inside else 0)
+        moment = time.monotonic() + at.uniform(0, seconds)
         while process.poll() is None:
-            if time.monotonic() < moment:
-                time.sleep(0.01)
-            elif not inside or self._stopped_in(process, self.parts() - before):
+            if (self.folder / WAITING).exists() if inside else time.monotonic() > moment:
                 break
+            time.sleep(0.01)
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()[1]
             return "ended"
@@ -84,95 +134,85 @@ class Run:
         process.communicate()
         return "inside" if self.parts() - before else "outside"
 
-    def _stopped_in(self, process: subprocess.Popen, new: set[Path]) -> bool:
-        """Stops the command if it is writing; where the files are done by then it goes on."""
-        if not new:
-            time.sleep(0.0002)
-            return False
-        os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(0.002)  # the signal has arrived
-        if any(path.exists() for path in new):
-            return True
-        os.killpg(process.pid, signal.SIGCONT)
-        return False
 
+def kills(run: Run, goal: Run, seconds: float, total: int, inside: int) -> Tally:
+    """Kills a command `total` times or more, `inside` of them within a write, then lets it end.
 
-def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
-
-
-def kills(run: Run, goal: dict[str, list[dict]], seconds: float, total: int, inside: int) -> int:
-    """Kills a command `total` times, `inside` of them or more within a write, then lets it end.
-
-    goal: the rows it must end with; of a clock the same cases, each once. seconds: how long an unbroken run
-    takes. Returns how many kills came inside a write.
+    goal: an unbroken run, whose rows it must end with; of a clock the same cases. seconds: how long that
+    took.
     """
-    at, hits, n = random.Random(0), 0, 0
-    while n < total or hits < inside:
+    at, tally = random.Random(0), Tally()
+    while tally.kills < total or tally.inside < inside:
         had = run.rows()
-        how = run.killed(at, hits < inside, seconds)
+        how = run.killed(at, tally.inside < inside and at.random() < 0.5, seconds)
         if how == "ended":
-            _check(run, goal)
+            compare(run, goal, tally)
             shutil.rmtree(run.folder)  # from the start again
             continue
-        n, hits = n + 1, hits + (how == "inside")
         kept = run.rows()
-        assert had.items() <= kept.items(), "a row was lost or changed"
-        print(f"kill {n}: {how}; {len(had)} cases before, {len(kept)} after", flush=True)
+        tally.kills, tally.inside = tally.kills + 1, tally.inside + (how == "inside")
+        tally.lost += sum(kept.get(name) != rows for name, rows in had.items())
+        print(f"kill {tally.kills}: {how}; {len(had)} cases before, {len(kept)} after", flush=True)
     run.finish()
-    _check(run, goal)
-    return hits
+    compare(run, goal, tally)
+    return tally
 
 
-def _check(run: Run, goal: dict[str, list[dict]]) -> None:
-    found = run.rows()
-    assert found.keys() == goal.keys(), "other cases than those of an unbroken run"
-    clock = run.words[0] == "bench"
-    for name, rows in goal.items():
-        assert len(found[name]) == len(rows) if clock else found[name] == rows, f"{name}: other rows"
+def compare(run: Run, goal: Run, tally: Tally) -> None:
+    """Lays the rows of a run that has ended beside those of an unbroken one."""
+    found, clock = run.rows(), run.words[0] == "bench"
+    for name, (rows, *_) in goal.rows().items():
+        here, *again = found.pop(name, [None])
+        tally.lost += here is None
+        tally.doubled += len(again)
+        tally.changed += here is not None and (len(here) != len(rows) if clock else here != rows)
+    tally.changed += len(found)  # cases that the other does not have
 
 
-def sweep(folder: Path, total: int, inside: int, words: tuple[str, ...] = SWEEP) -> Run:
-    """Kills of a sweep beside an unbroken one, which is returned."""
+def sweep(folder: Path, total: int, inside: int, words: tuple[str, ...] = SWEEP) -> tuple[Run, Tally]:
+    """An unbroken sweep, and what kills did to one beside it."""
     unbroken = Run(folder / "unbroken", *words)
     seconds = unbroken.finish()
-    hits = kills(Run(folder / "killed", *words), unbroken.rows(), seconds, total, inside)
-    print(f"vtc {' '.join(words)}: {total} kills or more, {hits} inside a write; no row lost, none doubled")
-    return unbroken
+    return unbroken, kills(Run(folder / "killed", *words), unbroken, seconds, total, inside)
 
 
-def two_at_once(folder: Path, goal: dict[str, list[dict]], words: tuple[str, ...] = SWEEP) -> None:
-    """Two programs that work on one folder end with its rows, each once."""
-    run = Run(folder / "shared", *words)
+def clock(folder: Path, total: int, inside: int) -> Tally:
+    """The same of a clock."""
+    unbroken = Run(folder / "clock", *BENCH)
+    seconds = unbroken.finish()
+    return kills(Run(folder / "clock killed", *BENCH), unbroken, seconds, total, inside)
+
+
+def two_at_once(folder: Path, unbroken: Run) -> Tally:
+    """Two programs that work on one folder must end with its rows, each once."""
+    run, tally = Run(folder / "shared", *unbroken.words), Tally()
     both = [run.start(), run.start()]
     for process in both:
         said = process.communicate()[1]
         assert process.returncode == 0, said
-    _check(run, goal)
-    print("two sweeps at once: the same rows, each once")
+    compare(run, unbroken, tally)
+    return tally
 
 
-def figures(folder: Path, total: int) -> int:
-    """Kills of a command that draws into a folder of older figures: each stays, or is new and whole."""
+def figures(folder: Path, total: int) -> Tally:
+    """Kills inside the writing of a figure, over older figures: each must stay, or be new and whole."""
     (folder / "scores.csv").write_text(SCORES)
     words = ("fit", str(folder / "scores.csv"), "--figures")
     seconds = Run(folder, *words, str(folder / "whole")).finish()
     whole = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
-    drawn, hits, at = folder / "drawn", 0, random.Random(1)
-    for _ in range(4 * total):  # on an idle machine the first `total` hit
-        drawn.mkdir(exist_ok=True)
+    drawn, tally, at = folder / "drawn", Tally(), random.Random(1)
+    for _ in range(total):
+        drawn.mkdir()
         for name in whole:
             (drawn / name).write_bytes(b"old")
-        hits += Run(drawn, *words, str(drawn)).killed(at, True, seconds) == "inside"
+        tally.kills += 1
+        tally.inside += Run(drawn, *words, str(drawn)).killed(at, True, seconds, FIGURES) == "inside"
         for name, content in whole.items():
-            assert (drawn / name).read_bytes() in (b"old", content), (
-                f"{name} is neither the old nor the new one"
-            )
+            here = (drawn / name).read_bytes() if (drawn / name).exists() else None
+            tally.lost += here is None
+            tally.changed += here not in (None, b"old", content)
         shutil.rmtree(drawn)
-        if hits == total:
-            break
-    print(f"figures: {hits} kills inside a write; the old or the new one is there, whole")
-    return hits
+    return tally
 
 
 @contextmanager
@@ -197,14 +237,16 @@ def small_disk(place: Path) -> Iterator[bool]:
         subprocess.run(["umount", place], check=True)
 
 
-def full_disk(folder: Path, unbroken: Run, kinds: tuple[str, ...] = ("row", "checkpoint", "figure")) -> None:
+KINDS = ("row", "checkpoint", "figure")
+
+
+def full_disk(folder: Path, unbroken: Run, kinds: tuple[str, ...] = KINDS) -> str:
     """What is written finds no space: one line, exit code 2, what was there stays whole."""
     for what in kinds:
         run = Run(folder / f"full-{what}", *unbroken.words)
         shutil.copytree(unbroken.folder, run.folder)
-        next(
-            (run.folder / "smoke" / "rows" / "02_errors").glob("[!.]*.json")
-        ).unlink()  # to be measured again
+        rows = run.folder / "smoke" / "rows" / "02_errors"
+        next(rows.glob("[!.]*.json")).unlink()  # to be measured again
         for weights in (run.folder / "smoke" / "cache").rglob("nested.safetensors"):
             weights.unlink()  # or nothing were trained again
         place = run.folder / "smoke" / {"row": "rows", "checkpoint": "cache", "figure": "figures"}[what]
@@ -215,7 +257,7 @@ def full_disk(folder: Path, unbroken: Run, kinds: tuple[str, ...] = ("row", "che
             run.words = ("fit", str(folder / "scores.csv"), "--figures", str(place))
         with small_disk(place) as mounted:
             if not mounted:
-                return
+                return "skipped, no small disk can be mounted here"
             before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
             process = run.start()
             said = process.communicate()[1]
@@ -225,20 +267,35 @@ def full_disk(folder: Path, unbroken: Run, kinds: tuple[str, ...] = ("row", "che
             for path, content in before.items():
                 assert path.read_bytes() == content, f"{path} changed"
         print(f"a full disk under a {what}: {said.strip()}")
+    return f"under a {', a '.join(kinds)}: one line each, what was there is whole, nothing else is left"
 
 
-def main() -> None:
+def main() -> int:
+    """All parts, whatever becomes of one of them, and a line for each; 1 if one failed."""
+    lines, failed = [], False
+
+    def part(name: str, work: Callable[[], Tally | str]) -> None:
+        nonlocal failed
+        try:
+            said = work()
+            bad = isinstance(said, Tally) and not said.harmless
+        except Exception as error:  # said below; the other parts still run
+            said, bad = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}", True
+        failed |= bad
+        lines.append(f"{'FAILED' if bad else 'ok':<8}{name}: {said}")
+        print(lines[-1], flush=True)
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        unbroken = sweep(folder, total=20, inside=8)
-        assert figures(folder, total=3) == 3
-        two_at_once(folder, unbroken.rows())
-        clock = Run(folder / "clock", *BENCH)
-        seconds = clock.finish()
-        kills(Run(folder / "clock killed", *BENCH), clock.rows(), seconds, total=10, inside=2)
-        print("vtc bench: 10 kills; the same cases, each once")
-        full_disk(folder, unbroken)
+        unbroken = Run(folder / "unbroken", *SWEEP)
+        part("vtc sweep --profile smoke", lambda: sweep(folder, total=20, inside=8)[1])
+        part("vtc fit --figures", lambda: figures(folder, total=3))
+        part("two sweeps at once", lambda: two_at_once(folder, unbroken))
+        part("vtc bench --profile smoke", lambda: clock(folder, total=10, inside=2))
+        part("a full disk", lambda: full_disk(folder, unbroken))
+    print("", *lines, sep="\n")
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(__main__.main(sys.argv[1:]) if sys.argv[1:] else main())
