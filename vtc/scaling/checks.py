@@ -57,22 +57,22 @@ def finite(value):
     return value
 
 
-def compare(points: Points, Q: float | None = None, laws=tuple(LAWS)) -> list[dict]:
+def compare(points: Points, Q: float | None = None) -> list[dict]:
     """All laws on the same points (without V = 0, where most have no value), best AICc first."""
     points = points.keep(points.V > 0)
-    rows = [summary(fit(points, law), Q, by=None) for law in laws]
+    rows = [summary(fit(points, law), Q, by=None) for law in LAWS]
     return sorted(rows, key=lambda row: np.nan_to_num(row["aicc"], nan=np.inf))
 
 
-def leave_one_size_out(points: Points, law: str = "power", Q: float = 50.0) -> list[dict]:
-    """Each model size predicted from the others: mean and worst miss, and V* without it.
+def leave_one_size_out(points: Points, Q: float = 50.0) -> list[dict]:
+    """Each model size predicted from the others by the power law: mean and worst miss, and V* without it.
 
     A miss is relative to the error (but to .01 at least).
     """
     rows = []
     for N in np.unique(points.N):
-        f = fit(points.keep(points.N != N), law)
-        out = points.keep((points.N == N) & ((points.V > 0) | (law == "offset")))
+        f = fit(points.keep(points.N != N))
+        out = points.keep((points.N == N) & (points.V > 0))
         miss = np.abs(f.law.error(out.N, out.V, out.Q) - out.Y) / np.maximum(out.Y, 0.01)
         row = {"N left out": N, "largest": bool(N == points.N.max())}
         row |= {"mean miss": miss.mean(), "worst miss": miss.max()}

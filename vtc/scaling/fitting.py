@@ -84,7 +84,7 @@ class Fit:
             for end in box[np.isclose(value, box, 1e-6, 1e-6)]:
                 ends[name] = float(end)
         free = zip(self.law.coefficients, self.solution.free[0])
-        return ends | {name: self.problem.D_min if name == "D" else 0.0 for name, f in free if not f}
+        return ends | {name: 0.0 for name, f in free if not f}
 
     @cached_property
     def unidentified(self) -> list[str]:
@@ -186,7 +186,7 @@ class Fit:
             return low, high
         value, others = float(getattr(self.law, name)), getattr(self.without_each_llm, name)
         below, above = intervals.jackknife(value, others, name in intervals.POSITIVE, level)
-        least = self.problem.D_min if name == "D" else 0.0 if name in intervals.POSITIVE else -np.inf
+        least = 0.0 if name in ("D", *intervals.POSITIVE) else -np.inf
         return max(min(low, below), least), max(high, above)
 
     @cached_property
@@ -211,12 +211,12 @@ class Fit:
         return self.problem.made(s, self.law.tokens)
 
 
-def fit(points: Points, law: str = "power", tokens: str = "V", D_min: float = 0.0) -> Fit:
+def fit(points: Points, law: str = "power", tokens: str = "V") -> Fit:
     """Fit one law to points by variable projection, from several starts.
 
-    law: a name of `LAWS`; tokens: what T is, "V" or "Q+V"; D_min: bound of the floor D. Points without a
-    token (T = 0) are left out unless the law is "offset", the only one that has a value there. Raises
-    InputError for fewer than 4 points, a single N or a single V.
+    law: a name of `LAWS`; tokens: what T is, "V" or "Q+V". Points without a token (T = 0) are left out unless
+    the law is "offset", the only one that has a value there. Raises InputError for fewer than 4 points, a
+    single N or a single V.
     """
     if law not in LAWS:
         raise InputError(f"law {law!r} is unknown; choose {', '.join(LAWS)}")
@@ -228,7 +228,7 @@ def fit(points: Points, law: str = "power", tokens: str = "V", D_min: float = 0.
         points, T = points.keep(T > 0), T[T > 0]
     _check(points)
     n, t = np.log(points.N), np.log(np.maximum(T, 1))
-    problem = Problem(cls, Design(n, T, float(n.mean()), float(t.mean())), points.Y, D_min)
+    problem = Problem(cls, Design(n, T, float(n.mean()), float(t.mean())), points.Y)
     starts = [*itertools.product(*(STARTS[name] for name in cls.exponents))]  # one, empty, for a linear law
     first = problem.solve(starts, rounds=12)
     likely = np.argsort(np.nan_to_num(first.sse, nan=np.inf))[:3]

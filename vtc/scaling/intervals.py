@@ -52,8 +52,7 @@ def profile_end(problem: Problem, best: Solution, name: str, centre: float, side
     into, back = (np.log, np.exp) if name in POSITIVE else (np.asarray, np.asarray)
     stop, nowhere = into(centre) + side * np.log(1e4), 0.0 if side < 0 else np.inf
     if name == "D":
-        stop = problem.D_min if side < 0 else problem.Y.max()
-        nowhere = problem.D_min if side < 0 else np.inf
+        stop = 0.0 if side < 0 else problem.Y.max()
     elif name in problem.law.exponents:
         stop = problem.box[problem.law.exponents.index(name), int(side > 0)]
         nowhere = side * np.inf

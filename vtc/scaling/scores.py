@@ -148,13 +148,12 @@ def _numbers(where: str, row: dict, needed: Sequence[str]) -> dict[str, float]:
     return out
 
 
-def sweep(rows, family: str = "reasoning", compressor: str | None = None) -> Points:
+def sweep(rows, family: str = "reasoning") -> Points:
     """Rows of our sweep (02_errors: N a plain count, V, seed, error_<family>) -> Points, N in billions.
 
-    rows: a pandas DataFrame or a list of dicts; `compressor` picks one where there are several.
+    rows: a pandas DataFrame or a list of dicts.
     """
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
-    rows = [row for row in rows if compressor in (None, row.get("compressor")) or float(row["V"]) == 0]
     rows = [row for row in rows if np.isfinite(float(row[f"error_{family}"]))]
     columns = ("N", "V", f"error_{family}", "Q", "seed")
     N, *others = (np.array([float(row.get(name, 0)) for row in rows]) for name in columns)

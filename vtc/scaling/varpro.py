@@ -39,12 +39,11 @@ class Solution:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is minimised: the squared errors of a law at n points, under the bound of its floor D."""
+    """What is minimised: the squared errors of a law at n points."""
 
     law: type[Law]
     at: Design
     Y: np.ndarray  # (n,)
-    D_min: float = 0.0
 
     @property
     def n(self) -> int:
@@ -75,9 +74,8 @@ class Problem:
         """
         law, at, start = self.law, self.at, np.array(start, float)
         m = len(start)
-        floor = self.D_min if "D" in law.coefficients else 0.0
         root = np.ones((m, self.n)) if weights is None else np.sqrt(weights)
-        target = (np.broadcast_to(self.Y if Y is None else Y, (m, self.n)) - floor) * root
+        target = np.broadcast_to(self.Y if Y is None else Y, (m, self.n)) * root
         base, basis, box, given = self._held(m, held)
 
         def evaluate(free, i):  # free exponents (m, r) -> everything that follows from them
@@ -108,8 +106,6 @@ class Problem:
             done[live] |= over
             live = live[~over]
         _, theta, _, coef, _, open_, sse = state
-        if "D" in law.coefficients:
-            coef = coef + floor * (np.array(law.coefficients) == "D")
         return Solution(theta, coef, sse, done & np.isfinite(sse), open_)
 
     def _held(self, m: int, held) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -124,7 +120,7 @@ class Problem:
             return base, basis, box, given
         name, values = held[0], np.broadcast_to(np.asarray(held[1], float), m)
         if name in law.coefficients:
-            given[:, law.coefficients.index(name)] = values - (self.D_min if name == "D" else 0.0)
+            given[:, law.coefficients.index(name)] = values
             return base, basis, box, given
         j = law.exponents.index("alpha" if name == "ratio" else name)
         if name == "ratio":  # alpha = ratio * beta: one direction for both
