@@ -38,7 +38,13 @@ def answers(
     shuffled: list[str] | None = None,
     conversation: bool = False,
 ) -> list[str] | list[list[str]]:
-    """What `VLM.generate` returns. Raises InputError where questions and images do not go together."""
+    """Greedy answers, to one question an image or to several, which share what does not depend on them.
+
+    This is `VLM.generate`. Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b
+    lists of questions. conversation: the questions of a list are turns; each is asked after those before it
+    were answered. shuffled: a control; the compressor reads these b questions, the LLM the others. Raises
+    InputError where questions and images do not go together.
+    """
     if not questions:
         return []
     _check(model, features, questions, shuffled)

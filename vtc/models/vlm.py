@@ -246,21 +246,7 @@ class VLM(PreTrainedModel):
 
     # --- answering ---
 
-    def generate(
-        self,
-        features: Features | Tensor | None,
-        questions: list[str] | list[list[str]],
-        max_new_tokens: int = 10,
-        shuffled: list[str] | None = None,
-        conversation: bool = False,
-    ) -> list[str] | list[list[str]]:
-        """Greedy answers, to one question an image or to several, which share what does not depend on them.
-
-        Features (b, s, d), or images (b, pixels, pixels, 3) in uint8; b questions or b lists of questions.
-        conversation: the questions of a list are turns; each is asked after those before it were answered.
-        shuffled: a control; the compressor reads these b questions, the LLM the others.
-        """
-        return generate.answers(self, features, questions, max_new_tokens, shuffled, conversation)
+    generate = generate.answers  # (features or images, questions, ...) -> greedy answers
 
     @torch.no_grad()
     def attention_map(self, features: Features, questions: list[str]) -> Tensor:
