@@ -35,8 +35,9 @@ lab: $(READY)
 
 site: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,test,site]'
-	rm -rf build/book build/site && mkdir -p $(addprefix build/book/,notebooks extra figures static/mathjax)
+	rm -rf build/book build/site && mkdir -p $(addprefix build/book/,notebooks extra figures models/quecc static/mathjax)
 	cp -r docs/*.md docs/conf.py docs/drawings build/book/ && cp -r figures/. build/book/figures/
+	cp models/quecc/README.md build/book/models/quecc/
 	for notebook in notebooks/*.ipynb; do sed 's#(\.\./docs/#(../#g' $$notebook > build/book/$$notebook; done
 	cp figures/laptop/planner.html build/book/extra/planner_page.html && cp docs/site.* docs/icon.svg build/book/static/
 	npm install --silent --no-audit --no-fund --prefix build/npm mathjax@4
