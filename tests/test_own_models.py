@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from vtc import InputError, data, profiles
 from vtc.__main__ import main as vtc
+from vtc.compressors.base import Features
 from vtc.models import chat, llm
 from vtc.models.hf_tower import HFTower
 from vtc.models.tower import load_checkpoint
-from vtc.models.vlm import VLM
+from vtc.models.vlm import VLM, VLMConfig
 from vtc.training import checkpoints, user_data
+from vtc.training.batches import Bank, Question
 from vtc.training.stages import Case
 
 P = profiles.get("smoke")
@@ -113,6 +116,27 @@ def test_turns_read_as_the_template_writes_the_whole_conversation(template):
         == words.convert_tokens_to_ids("<|im_end|>" if template == "chatml" else "</s>")
     )
     assert words.pad_token_id is not None
+
+
+def test_what_a_template_writes_before_questions_stands_once_a_row(tmp_path):
+    """Two questions behind one system prompt are learnt and answered as each alone is."""
+    words = chat.ready(hf.AutoTokenizer.from_pretrained(llm_folder(tmp_path)))
+    own = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = VLMConfig(llm=own.config.to_dict(), tower=asdict(P.tower), grid=P.g, compressor="pool", tokens=4)
+    model = VLM(config, own, words).eval()
+    seen = Features(last=torch.randn(1, P.s, P.tower.d))
+    asked = [Question(0, "what is it?", "a cat", 0), Question(0, "where?", "left", 1)]
+    bank = Bank(asked, words, steered=False)
+    once = bank.pack([[0, 1]])
+    assert bank.shared > 20 and once.ids.shape[1] == sum(len(row.ids) for row in bank.rows) - bank.shared
+    each = [model(bank.pack([[i]]), seen).item() for i in (0, 1)]
+    assert model(once, seen).item() == pytest.approx(sum(each) / 2, rel=1e-5)
+    layout = model.embedded(once, seen, model.encode_image(seen, once))[1]
+    order = layout.position_ids[0].argsort(stable=True)[: bank.shared + 5]  # prefix, image, a question
+    assert (order < 4).nonzero().flatten().tolist() == list(range(bank.shared, bank.shared + 4))
+    questions = [q.text for q in asked]
+    alone = [model.generate(seen, [q], 6)[0] for q in questions]
+    assert model.generate(seen, [questions], 6) == [alone]
 
 
 def test_a_template_that_loses_messages_is_one_line():
@@ -230,16 +254,14 @@ def test_a_gguf_file_of_a_real_llm_answers():
 # --- the whole path ---
 
 
-@pytest.mark.parametrize(
-    "kind, side, compressor, V", [("CLIP", 32, "tokenpacker", 4), ("Siglip", 24, "quecc", 1)]
-)
+@pytest.mark.parametrize("kind, side, compressor, V", [("CLIP", 32, "quecc", 4), ("Siglip", 24, "pool", 1)])
 def test_train_and_evaluate_on_the_command_line(
     tmp_path, talk, capsys, monkeypatch, kind, side, compressor, V
 ):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     given = taught_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower", kind, side)
     words = ["--llm", str(given[0]), "--tower", str(given[1]), "--compressor", compressor, "--tokens", str(V)]
-    pace = ["--profile", "smoke", "--steps", "30", "60", "--batch", "8"]
+    pace = ["--profile", "smoke", "--steps", "30", "150", "--batch", "8", "--lr", "1e-2", "1e-2"]
     assert vtc(["train", *talk, *words, *pace, "--out", str(tmp_path / "out")]) == 0
     assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--json", str(tmp_path / "row.json")]) == 0
     row = json.loads((tmp_path / "row.json").read_text())
@@ -249,6 +271,27 @@ def test_train_and_evaluate_on_the_command_line(
     model, own = VLM.from_pretrained(tmp_path / "out"), hf.AutoModelForCausalLM.from_pretrained(given[0])
     assert all(torch.equal(p, q) for p, q in zip(model.llm.parameters(), own.parameters()))  # frozen
     assert model.tower.shape.g == side // 8 and not list((tmp_path / "runs").rglob("*.part"))
+
+
+def test_a_model_brings_the_tower_of_a_folder_with_it(tmp_path, talk, monkeypatch, capsys):
+    """Saved, moved and loaded where the tower's and the LLM's folders are not; saved again from there."""
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    given = llm_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower")
+    words = ["--llm", str(given[0]), "--tower", str(given[1]), "--profile", "smoke", "--tokens", "4"]
+    assert vtc(["train", *talk, *words, "--out", str(tmp_path / "out")]) == 0
+    pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    before = VLM.from_pretrained(tmp_path / "out").generate(pixels, ["what is it?"], 5)
+    for folder in given:
+        shutil.rmtree(folder)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert str(tmp_path) not in (tmp_path / "moved" / "config.json").read_text()
+    model = VLM.from_pretrained(tmp_path / "moved")
+    assert model.generate(pixels, ["what is it?"], 5) == before
+    model.save_pretrained(tmp_path / "again")
+    assert VLM.from_pretrained(tmp_path / "again").generate(pixels, ["what is it?"], 5) == before
+    shutil.rmtree(tmp_path / "again" / "tower")
+    assert vtc(["evaluate", str(tmp_path / "again"), *talk]) == 2
+    assert "tower" in capsys.readouterr().err
 
 
 def test_lora_learns_and_leaves_an_llm_like_any_other(tmp_path, talk, monkeypatch):
@@ -277,9 +320,12 @@ def test_lora_learns_and_leaves_an_llm_like_any_other(tmp_path, talk, monkeypatc
 def test_one_nested_training_answers_at_several_v(tmp_path, talk, monkeypatch, capsys):
     monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
     given = llm_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower", side=64)
-    words = ["--llm", str(given[0]), "--tower", str(given[1]), "--compressor", "m3", "--tokens", "16"]
-    assert vtc(["train", *talk, *words, "--profile", "smoke", "--out", str(tmp_path / "out")]) == 0
-    for V in ("16", "1"):
+    words = ["--llm", str(given[0]), "--tower", str(given[1]), "--profile", "smoke"]
+    several = ["--tokens", "0", "1", "4", "16", "--lr", "1e-3", "1e-4", "--out", str(tmp_path / "out")]
+    assert vtc(["train", *talk, *words, *several]) == 2  # TokenPacker as it is published has one V
+    assert "tokenpacker_nested" in capsys.readouterr().err
+    assert vtc(["train", *talk, *words, *several, "--compressor", "tokenpacker_nested"]) == 0
+    for V in ("16", "1", "0"):
         assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--tokens", V]) == 0
     assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--tokens", "5"]) == 2
     assert "V = 5" in capsys.readouterr().err

@@ -314,14 +314,17 @@ def test_own_data_train_a_nested_compressor_at_every_V(smoke, tmp_path, monkeypa
     Image.new("RGB", (20, 30), "red").save(tmp_path / "a.png")
     drawn = set()
 
-    def fit(model, stage, batch, folder):
-        drawn.update(batch(step, Share()).inputs[2] for step in range(9))
+    def fit(model, stage, batch, folder, memory):
+        drawn.update(batch(step, Share()).inputs[2] for step in range(30))
         return {"loss": 0.0, "seconds": 1.0}
 
     monkeypatch.setattr(stages, "fit", fit)
     said = [data.Conversation(tmp_path / "a.png", (("what color ?", "red"), ("what ?", "red")))]
     user_data.train(smoke, stages.Case("d16", 16, "mqt_nested", 0), said)
-    assert drawn == set(stages.nested_budgets(smoke, "mqt_nested")) - {0}
+    assert drawn == set(stages.nested_budgets(smoke, "mqt_nested")) == {0, 1, 16}
+    drawn.clear()  # a frozen LLM learns nothing without an image
+    user_data.train(smoke, stages.Case("d16", 16, "mqt_nested", 0), said, learns="frozen")
+    assert drawn == {1, 16}
 
 
 def test_own_questions_too_short_to_stand_before_the_image_are_said(smoke, tmp_path):

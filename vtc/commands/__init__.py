@@ -9,6 +9,8 @@ import argparse
 
 from vtc import InputError
 
+NOTES = "training.json"  # beside a saved model: how it was trained
+
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """`--profile`."""

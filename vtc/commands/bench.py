@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--baseline", action="store_true", help="also clock transformers' generate")
     parser.add_argument("--budget-s", type=float, default=6, help="seconds to sample each V (default 6)")
+    loader = "what reading images costs a training step at the shape of SmolLM2-135M"
+    parser.add_argument("--loader", action="store_true", help=loader)
     parser.add_argument("--csv", help="also write the rows here")
 
 
@@ -54,6 +56,8 @@ def _asked(args: argparse.Namespace) -> list[dict]:
 def main(args: argparse.Namespace) -> int:
     """Clocks, prints a table, and says where the raw rows are."""
     p = profiles.get(args.profile, args.recompute)
+    if args.loader:
+        return _loader(p)
     wanted = {STEM: _asked(args)} if args.llm else {stem: of(p) for stem, of in CASES.items()}
     if not any(wanted.values()):
         raise InputError(f"profile {p.name} has no cases to clock: name an LLM with --llm")
@@ -73,6 +77,18 @@ def main(args: argparse.Namespace) -> int:
     if args.csv:
         write(args.csv, clock.to_csv(index=False))
     print("raw samples: " + ", ".join(str(store.folder(stem, p)) for stem in wanted))
+    return 0
+
+
+def _loader(p: profiles.Profile) -> int:
+    from vtc.benchmark import loader
+
+    found = loader.measure(p)
+    low, high = found["share_low"], found["share_high"]
+    print(f"{found['share']:.3f} [{low:.3f}, {high:.3f}] of the step rate with features in memory: a step of")
+    print(
+        f"{found['batch']} images takes {found['disk_s']:.2f} s with reading, {found['memory_s']:.2f} without"
+    )
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from vtc.training.device import autocast
 from vtc.training.lessons import Reader, seen_logits
 
 IMAGES = 64  # asked about at once
+SIDE_BY_SIDE = 16  # questions about one image that are asked at once
 
 
 @torch.no_grad()
@@ -80,18 +82,31 @@ def measured(p: Profile, model: VLM, split: str = "test") -> dict[str, float]:
 def own(model: VLM, said: list[data.Conversation]) -> dict[str, float]:
     """A saved model on people's own conversations -> share exactly right, mean edit similarity, questions.
 
-    Turn by turn: each question is asked behind those before it and the model's own answers to them.
+    Turn by turn: each question is asked behind those before it and the model's own answers to them. Questions
+    about one image that stand alone are asked side by side.
     """
     talks = [talk for talk in said if talk.image is not None]
     if not talks:
         raise InputError('no entry has an image: expected at least one with the field "image"')
+    alone: dict[Path, list[tuple[str, str]]] = {}
+    for talk in talks:
+        if len(talk.turns) == 1:
+            alone.setdefault(talk.image, []).extend(talk.turns)
+    several = [(talk.image, talk.turns, True) for talk in talks if len(talk.turns) > 1]
+    single = [
+        (image, turns[i : i + SIDE_BY_SIDE], False)
+        for image, turns in alone.items()
+        for i in range(0, len(turns), SIDE_BY_SIDE)
+    ]
+    parts = [rows[i : i + 32] for rows in (several, single) for i in range(0, len(rows), 32)]
     scores = []
-    for start in bar(range(0, len(talks), 32), "conversations"):
-        part = talks[start : start + 32]
-        seen = features.of_files(model.eyes(), [talk.image for talk in part], **model.compressor.of_tower)
-        texts, right = ([[turn[i] for turn in talk.turns] for talk in part] for i in (0, 1))
+    for part in bar(parts, "conversations"):
+        images, turns, conversation = zip(*part)
+        seen = features.of_files(model.eyes(), list(images), **model.compressor.of_tower)
+        texts, right = ([[turn[i] for turn in row] for row in turns] for i in (0, 1))
         longest = max(len(ids) for ids in model.tokenizer(sum(right, []))["input_ids"]) + 1
-        answers = model.generate(seen, texts, longest, conversation=True)
+        with autocast(model.device.type, model.llm.config.hidden_size):
+            answers = model.generate(seen, texts, longest, conversation=conversation[0])
         pairs = zip(sum(answers, []), sum(right, []))
         scores += [(answer == truth, edit_similarity(answer, truth)) for answer, truth in pairs]
     exact, similar = np.mean(scores, axis=0)

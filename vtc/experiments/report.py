@@ -13,7 +13,8 @@ from vtc.experiments import claims, evidence, predictions, store
 from vtc.profiles import ROOT, Profile
 
 FIRST, LAST = "<!-- made by `vtc record` -->", "<!-- end of what `vtc record` makes -->"
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "real_llm.md"
+SCORES = ROOT / "results" / "smollm2" / "scores.json"  # of a real LLM, shown on that page
 
 
 # ----------------------------------------------------------------------------------- rows -> the table
@@ -63,14 +64,34 @@ def block(name: str = "laptop") -> str:
 
 def refresh(path: Path = README, name: str = "laptop") -> bool:
     """Put the block in its place between the two marks; returns whether the file changed."""
+    return put(path, block(name))
+
+
+def put(path: Path, made: str) -> bool:
+    """Put a text between the two marks of a file, if it has them; returns whether the file changed."""
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(FIRST)
     _, mark, after = rest.partition(LAST)
     if not mark:
         return False
-    new = f"{before}{FIRST}\n\n{block(name)}\n\n{LAST}{after}"
+    new = f"{before}{FIRST}\n\n{made}\n\n{LAST}{after}"
     path.write_text(new, encoding="utf-8")
     return new != text
+
+
+def scores_in_words(rows: list[dict]) -> str:
+    """What `vtc evaluate` found of one model at several V, and how the model was trained, in Markdown."""
+    of, first = rows[0]["training"], rows[0]
+    seen = sum(of[s]["steps"] * of[s]["batch"] * of[s]["pack"] for s in ("align", "instruct"))
+    steps = " and ".join(f"{of[s]['steps']:,}" for s in ("align", "instruct"))
+    lines = [f"| visual tokens V | right, of {first['questions']:,} | minutes to ask them |", "|---|---|---|"]
+    lines += [
+        f"| {row['V']} | {row['score']:.3f} | {row['evaluate_seconds'] / 60:.0f} |"
+        for row in sorted(rows, key=lambda row: -row["V"])
+    ]
+    how = f"{of['compressor']}, N = {of['N'] / 1e6:,.0f} million; {steps} steps of the two stages"
+    took = f"{seen:,} questions, {of['train_seconds'] / 60:.0f} minutes on one thread of {of['device']}"
+    return "\n".join([*lines, "", f"{how}, {took} (commit {of['commit']})."])
 
 
 def comparison(p: Profile) -> str:

@@ -37,7 +37,7 @@ from vtc.compressors.base import Features
 from vtc.data.images import load_image, squared
 from vtc.models import chat, io
 from vtc.models.generate import quick_tower
-from vtc.models.prompt import NOBODY, Layout, Packed, asked, pack
+from vtc.models.prompt import NOBODY, SHARED, Layout, Packed, asked, pack
 from vtc.models.vlm import VLM, VLMConfig
 
 IGNORED = -100  # label of a token that no loss is taken of
@@ -84,10 +84,9 @@ class VLMForImageTextToText(VLM):
             raise InputError("prompts end with padding: pad on the left to generate")
         packed = self._packed(input_ids, attention_mask)
         x, layout = self._embedded(packed, pixel_values)
-        if self.question_first:  # the cache reads column after column, so they stand as their positions do
-            column = torch.arange(x.shape[1], device=x.device)
-            order = torch.cat([column[self.V : -1], column[: self.V], column[-1:]])
-            x, layout = x[:, order], layout.columns(order)
+        if self.question_first or self.prefix:  # the cache reads column after column, so they must stand
+            order = layout.position_ids.masked_fill(layout.segment == NOBODY, -1).argsort(dim=1, stable=True)
+            x, layout = x.gather(1, order[..., None].expand_as(x)), layout.reordered(order)
         ends = {"eos_token_id": self.tokenizer.eos_token_id, "pad_token_id": self.tokenizer.pad_token_id}
         said = self.llm.generate(
             inputs_embeds=x, attention_mask=(layout.segment != NOBODY).long(),
@@ -100,9 +99,11 @@ class VLMForImageTextToText(VLM):
         mask = torch.ones_like(ids) if mask is None else mask
         answers = torch.zeros_like(mask, dtype=torch.bool) if labels is None else labels != IGNORED
         rows = [[asked(row[keep].tolist())] for row, keep in zip(ids, (mask > 0) & ~answers)]
+        place = (mask.cumsum(1) - 1).clamp_min(0)
+        whose = torch.where(place < self.prefix, SHARED, 0)
         return replace(
             pack(rows, self.tokenizer.pad_token_id).to(ids.device), ids=ids,
-            segment=torch.where(mask > 0, 0, NOBODY), position=(mask.cumsum(1) - 1).clamp_min(0),
+            segment=torch.where(mask > 0, whose, NOBODY), position=place,
             weight=answers.float(), answers=answers.flatten().nonzero()[:, 0],
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ trained here) reads questions as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
@@ -77,6 +78,14 @@ def question_ids(
         before = around.later if later else around.first
         questions = [f"{before}{question}{around.after}" for question in questions]
     return _ids(tokenizer, questions)
+
+
+def prefix_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the template puts before any question: a system prompt, the user's turn begins."""
+    if not tokenizer.chat_template:
+        return 0
+    probes = question_ids(tokenizer, ["What", "is", "a", "1", "("])  # a space may merge with what follows
+    return len(commonprefix(probes))
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answers: list[str]) -> list[list[int]]:

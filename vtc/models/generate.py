@@ -130,8 +130,8 @@ def _answer(
 
 
 def _pack(model: VLM, rows: list[list[list[int]]]) -> Packed:
-    packed = pack([[asked(ids) for ids in row] for row in rows], model.tokenizer.pad_token_id, left=True)
-    return packed.to(model.device)
+    questions, pad = [[asked(ids) for ids in row] for row in rows], model.tokenizer.pad_token_id
+    return pack(questions, pad, left=True, shared=model.prefix).to(model.device)
 
 
 def _until(ids: list[int], end: int) -> list[int]:
@@ -177,7 +177,7 @@ class _Batch:
         if self.model.compressor.fuses and self.owner is not None:
             seen = seen[self.owner]
         x, layout = self.model.embedded(self.packed, seen, z)  # (rows, columns, d_llm)
-        masked = self._needs_mask(layout)
+        masked = self._needs_mask(layout) or self.model.prefix > 0  # its columns come later
         self.engine.reserve(self.rows, self.reserved)
         last = None if self.m == 1 else self.packed.last + self.model.V
         mask = layout.mask(self.engine.dtype) if masked else None

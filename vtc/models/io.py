@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,23 +22,35 @@ from vtc.models.tower import Tower, load_checkpoint
 if TYPE_CHECKING:
     from vtc.models.vlm import VLM, VLMConfig
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, TOWER = "model.safetensors", "config.json", "tower"
 
 
 def save(model: VLM, folder: Path) -> None:
     """Write the folder, whole or not at all; InputError where it cannot be.
 
-    A tower that is a checkpoint is named in the configuration, one of our own is saved with the model.
+    A tower of a folder is saved with the model, as one of our own is; one of an id is named.
     """
     left_out = set(model.all_tied_weights_keys)  # the head, where it is the embedding table
-    if model.tower is not None and model.tower.shape.checkpoint:
+    named = model.tower is not None and model.tower.shape.checkpoint
+    if named:
         left_out |= {f"tower.{name}" for name in model.tower.state_dict()}
+    files = _files_of(Path(named)) if named else []
+    if files:
+        model.config.tower = {**model.config.tower, "checkpoint": TOWER}  # from the model's folder
     weights = {k: v.contiguous() for k, v in model.state_dict().items() if k not in left_out}
     model.config.architectures, model.config.dtype = [type(model).__name__], model.llm.dtype
     with replacing(folder) as part:
         model.config.save_pretrained(part)
         save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
         model.tokenizer.save_pretrained(part)
+        for file in files:
+            (part / TOWER).mkdir(exist_ok=True)
+            shutil.copyfile(file, part / TOWER / file.name)
+
+
+def _files_of(tower: Path) -> list[Path]:
+    """Configuration and weights of a tower in a folder; none where it is an id."""
+    return [file for kind in ("*.json", "*.safetensors") for file in sorted(tower.glob(kind))]
 
 
 def read(config_class: type[PreTrainedConfig], folder: Path) -> tuple[VLMConfig, PreTrainedTokenizerFast]:
@@ -88,5 +101,6 @@ def load(cls: type[VLM], folder: Path) -> VLM:
         raise InputError(f"{folder}: {WEIGHTS} has no {name}; save the model again")
     model.tie_weights()
     if shape.checkpoint:
-        model.tower = load_checkpoint(shape.checkpoint, shape.levels)
+        beside = folder / shape.checkpoint
+        model.tower = load_checkpoint(str(beside) if beside.is_dir() else shape.checkpoint, shape.levels)
     return model.eval()

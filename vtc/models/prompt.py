@@ -1,9 +1,10 @@
 """The prompt: which token stands where and who sees whom. One layout for training and for answering.
 
-Visual tokens come first, the text after them, as in LLaVA. Several questions about an image are packed in one
-row behind one set of visual tokens; they do not see each other and their positions restart, so each is
-answered as if it had been asked alone. A row with V = 2 and two questions, "a b" and "c", the first with an
-answer "x" (`#`: this row's token sees that column's token):
+Visual tokens come first, the text after them. What a chat template writes before any question (a system
+prompt) has positions before the image, as in LLaVA: an LLM makes a sink of its first token. Several
+questions about an image are packed in one row behind one set of visual tokens; they do not see each other
+and their positions restart, so each is answered as if it had been asked alone. A row with V = 2 and two
+questions, "a b" and "c", the first with an answer "x" (`#`: this row's token sees that column's token):
 
     segment     shared shared   0   0   0   1
     position_id      0      1   2   3   4   2        sees:  v1 v2  a  b  x  c
@@ -89,20 +90,30 @@ class Packed:
         return Packed(*(v if v is None else v.to(device, non_blocking=True) for v in parts))
 
 
-def pack(rows: list[list[Asked]], pad: int, scene_text: np.ndarray | None = None, left=False) -> Packed:
-    """Questions, one list a row -> a batch, padded on the right (`left`: on the left) to the longest row."""
-    b, t = len(rows), max((sum(len(one.ids) for one in row) for row in rows), default=0)
+def pack(
+    rows: list[list[Asked]], pad: int, scene_text: np.ndarray | None = None, left=False, shared: int = 0
+) -> Packed:
+    """Questions, one list a row -> a batch, padded on the right (`left`: on the left) to the longest row.
+
+    shared: so many tokens that all questions begin with, such as a system prompt, stand once a row.
+    """
+    used = [shared + sum(len(one.ids) - shared for one in row) for row in rows]
+    b, t = len(rows), max(used, default=0)
     m = max(map(len, rows))
     q = max((one.question for row in rows for one in row), default=0)
     ids, segment = np.full((b, t), pad), np.full((b, t), NOBODY)
     position, weight = np.zeros((b, t), np.int64), np.zeros((b, t), np.float32)
     questions, lengths, last = np.full((b, m, q), pad), np.zeros((b, m), int), np.zeros((b, m), int)
     for i, row in enumerate(rows):
-        at = t - sum(len(one.ids) for one in row) if left else 0
+        at = t - used[i] if left else 0
+        if shared and row:
+            ids[i, at : at + shared], segment[i, at : at + shared] = row[0].ids[:shared], SHARED
+            position[i, at : at + shared] = np.arange(shared)
+            at += shared
         for k, one in enumerate(row):
-            n = len(one.ids)
-            ids[i, at : at + n], segment[i, at : at + n] = one.ids, k
-            position[i, at : at + n], weight[i, at : at + n] = np.arange(n), one.weight
+            n = len(one.ids) - shared
+            ids[i, at : at + n], segment[i, at : at + n] = one.ids[shared:], k
+            position[i, at : at + n], weight[i, at : at + n] = shared + np.arange(n), one.weight[shared:]
             questions[i, k, : one.question], lengths[i, k] = one.ids[: one.question], one.question
             at += n
             last[i, k] = at - 1
@@ -119,6 +130,7 @@ class ImageSlot:
     span: int | None = None  # positions that they take up at most; None: one each
     steered: bool = False  # each question has visual tokens of its own
     question_first: bool = False  # all of the question but its last token stands before them
+    prefix: int = 0  # tokens of the text, the same for all questions, that stand before them
 
     @property
     def text_offset(self) -> int:
@@ -190,6 +202,10 @@ class Layout:
         """Other columns, or in another order: index (n,)."""
         return Layout(self.segment[:, index], self.position_ids[:, index])
 
+    def reordered(self, order: Tensor) -> Layout:
+        """The columns of each row in an order of its own: (b, n)."""
+        return Layout(self.segment.gather(1, order), self.position_ids.gather(1, order))
+
 
 def lay_out(packed: Packed, real: Tensor, slot: ImageSlot) -> Layout:
     """Where the tokens before the text, (b, p), of which some are `real`, and the text's own stand."""
@@ -209,7 +225,8 @@ def lay_out(packed: Packed, real: Tensor, slot: ImageSlot) -> Layout:
             behind = position >= before.gather(1, packed.segment.clamp_min(0))
             position = position + behind * slot.text_offset
         else:
-            position = position + slot.text_offset
+            place, behind = place + slot.prefix, position >= slot.prefix
+            position = position + behind * slot.text_offset
     return Layout(torch.cat([whose, packed.segment], 1), torch.cat([place, position], 1))
 
 

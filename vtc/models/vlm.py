@@ -22,7 +22,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vtc import InputError, compressors
 from vtc.compressors.base import Features, mlp2x
 from vtc.models import generate, io
-from vtc.models.chat import question_ids
+from vtc.models.chat import prefix_length, question_ids
 from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
 from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out
@@ -74,6 +74,7 @@ class VLM(PreTrainedModel):
     ):
         super().__init__(config)
         self.tokenizer, self.tower = tokenizer, tower
+        self.prefix = prefix_length(tokenizer) if tokenizer is not None else 0  # tokens before the image
         self.llm = llm = empty_llm(config.llm, config.attention) if llm is None else llm
         config.attention = llm.config._attn_implementation
         width, options = llm.config.hidden_size, {**(config.options or {})}
@@ -134,12 +135,18 @@ class VLM(PreTrainedModel):
     @property
     def slot(self) -> ImageSlot:
         """Where visual tokens stand in the prompt."""
-        return ImageSlot(self.V, self.config.span, self.compressor.needs_question, self.question_first)
+        steered, prefix = self.compressor.needs_question, 0 if self.question_first else self.prefix
+        return ImageSlot(self.V, self.config.span, steered, self.question_first, prefix)
 
     def at(self, V: int) -> VLM:
-        """The same weights (shared, not copied) giving another V; only for a compressor that is nested."""
+        """The same weights (shared, not copied) giving another V; only for a compressor that is nested.
+
+        V = 0: the LLM alone, without an image.
+        """
+        shape = {"grid": self.config.grid, "d": self.compressor.d}
         twin = copy.copy(self)
-        twin._modules = {**self._modules, "compressor": self.compressor.at(V)}
+        there = self.compressor.at(V) if V else compressors.build("none", tokens=0, **shape)
+        twin._modules = {**self._modules, "compressor": there}
         return twin
 
     # --- what the LLM reads ---

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vtc import InputError
-from vtc.models.chat import answer_ids, question_ids
+from vtc.models.chat import answer_ids, prefix_length, question_ids
 from vtc.models.prompt import Packed, asked, conversation, pack
 from vtc.profiles import Schedule
 from vtc.training.device import Batch, Share
@@ -22,12 +22,13 @@ class Question:
     image: int  # row of the image
     text: str
     answer: str
+    talk: int = 0  # which of the image's conversations it is a turn of
 
 
 class Bank:
     """Questions with answers as token ids, grouped by the image they are about.
 
-    steered: given where an image's questions are turns of one conversation; see
+    steered: given where questions of one talk are turns of one conversation; see
     `vtc.models.prompt.conversation`.
     """
 
@@ -40,12 +41,13 @@ class Bank:
         turns = [(first[q.text], said[q.answer]) for q in questions]
         rows = [(q.image, asked(*turn)) for q, turn in zip(questions, turns)]
         if steered is not None:
-            talks: dict[int, list[tuple]] = {}
+            talks: dict[tuple[int, int], list[tuple]] = {}
             for q, turn in zip(questions, turns):
-                talk = talks.setdefault(q.image, [])
+                talk = talks.setdefault((q.image, q.talk), [])
                 talk.append((later[q.text], said[q.answer]) if talk else turn)
-            rows = [(image, row) for image, talk in talks.items() for row in conversation(talk, steered)]
+            rows = [(image, row) for (image, _), talk in talks.items() for row in conversation(talk, steered)]
         self.rows = [row for _, row in rows]
+        self.shared = prefix_length(tokenizer)
         self.answers = [round(float(row.weight.sum())) for row in self.rows]  # in each row
         self.of: dict[int, list[int]] = {}  # image -> its questions' rows
         for i, (image, _) in enumerate(rows):
@@ -63,7 +65,7 @@ class Bank:
 
     def pack(self, chosen: list[list[int]]) -> Packed:
         """Rows of questions, one list a sequence -> Packed, padded to the longest."""
-        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad_id)
+        return pack([[self.rows[j] for j in rows] for rows in chosen], self.pad_id, shared=self.shared)
 
     def draw(self, batch: int, pack: int, rng: np.random.Generator) -> tuple[Packed, np.ndarray]:
         """What `choose` chose, packed, and the images."""
@@ -77,16 +79,19 @@ def batches(
     """The batches of a stage by step and share: questions, the features of their images, and V.
 
     key: the seed and the stage's number; with the step they fix what is drawn, so that the shares of all
-    processes together are one process's batch. budgets: each step draws its V from these.
+    processes together are one process's batch. budgets: each step draws its V from these, no image (0) a
+    third as often as any other.
     """
+    often = np.array([1.0 if V else 1 / 3 for V in budgets])
 
     def batch(step: int, share: Share) -> Batch:
         rng = np.random.default_rng([*key, step])
         chosen, images = bank.choose(schedule.batch, schedule.pack, rng)
-        drawn = (int(rng.choice(budgets)),) if budgets else ()  # on the host, where shapes are made
+        drawn = (int(rng.choice(budgets, p=often / often.sum())),) if budgets else ()  # on the host
         mine = chosen[share.mine]
         if not mine:
-            raise InputError(f"a batch of {schedule.batch} is too small for {share.of} processes")
+            few = f"a batch of {schedule.batch} is too small for {share.of} processes"
+            raise InputError(f"{few} (or parts of it, by --accumulate)")
         image = features[torch.from_numpy(images[share.mine])]
         here, everywhere = (sum(bank.answers[j] for rows in part for j in rows) for part in (mine, chosen))
         return Batch((bank.pack(mine), image, *drawn), share.of * here / everywhere)

@@ -11,9 +11,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vtc.files import file_lock, replacing
 from vtc.training.device import processes
+from vtc.training.memory import cut_like
 
 
 def save(tensors: dict[str, Tensor], file: Path, notes: dict[str, float] | None = None) -> None:
@@ -46,12 +48,21 @@ def build_once(file: Path, make: Callable[[], tuple[dict[str, Tensor], dict[str,
 
 
 def keep(file: Path, learns: dict, optimizers: list, step: int, seconds: float, losses: list[Tensor]) -> None:
-    """Save a stage in flight: weights (`w.NAME`), what the optimisers remember of each, the last losses."""
-    state = {f"w.{name}": p.detach() for name, p in learns.items()} | {"losses.": torch.stack(losses)}
+    """Save a stage in flight: weights (`w.NAME`), what the optimisers remember of each, the last losses.
+
+    The first process writes; where weights lie in shards, the others hand it theirs.
+    """
+    first, state = processes().is_main_process, {"losses.": torch.stack(losses)}
     for name, p in learns.items():
         remembered = next((o.state[p] for o in optimizers if p in o.state), {})
-        state |= {f"{what}.{name}": v for what, v in remembered.items() if torch.is_tensor(v)}
-    save(state, file, {"step": step, "seconds": seconds})
+        for what, value in {"w": p.detach(), **remembered}.items():
+            if isinstance(value, DTensor):  # one at a time, for a device may not hold them all
+                whole = value.full_tensor()
+                value = whole.cpu() if first else None
+            if torch.is_tensor(value):
+                state[f"{what}.{name}"] = value
+    if first:
+        save(state, file, {"step": step, "seconds": seconds})
 
 
 @torch.no_grad()
@@ -65,7 +76,7 @@ def resume(file: Path | None, learns: dict, optimizers: list) -> tuple[int, floa
         state.setdefault(name, {})[what] = value
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, p in learns.items():
-        p.copy_(state[name].pop("w"))
-        owner[p].state[p] = {what: v.to(p.device) for what, v in state[name].items()}
+        p.copy_(cut_like(state[name].pop("w"), p))
+        owner[p].state[p] = {what: cut_like(v, p) for what, v in state[name].items()}
     notes, on = notes_of(file), next(iter(learns.values())).device
     return int(notes["step"]), notes["seconds"], list(state[""]["losses"].to(on))

@@ -92,7 +92,7 @@ def size_in_bytes(p: Profile, n: int, selecting: bool = False, side: int | None 
 
 def of_files(tower: Tower, files: list[Path], selecting: bool = False, side: int | None = None) -> Features:
     """Features of images on disk, each resized to the tower's square; InputError names one it cannot read."""
-    images = _reader(tower, files)
+    images = reader(tower, files)
     pieces = torch.arange(len(files)).split(64)
     with torch.no_grad():
         return Features.cat([tower(images(part), selecting, side) for part in bar(pieces, "features")])
@@ -101,11 +101,13 @@ def of_files(tower: Tower, files: list[Path], selecting: bool = False, side: int
 def of_user_images(p: Profile, tower: Tower, files: list[Path], **wants) -> Features | OnDemand:
     """As `of_files`, computed when asked for where it would be more than `p.feature_bytes`."""
     if 2 * size_in_bytes(p, len(files), **wants) > p.feature_bytes:  # kept in float32
-        return OnDemand(tower, _reader(tower, files), len(files), wants)
+        return OnDemand(tower, reader(tower, files), len(files), wants)
     return of_files(tower, files, **wants)
 
 
-def _reader(tower: Tower, files: list[Path]) -> Callable[[Tensor], Tensor]:
+def reader(tower: Tower, files: list[Path]) -> Callable[[Tensor], Tensor]:
+    """Rows of image files -> pixels (k, pixels, pixels, 3), each resized to the tower's square."""
+
     def images(rows: Tensor) -> Tensor:
         return torch.from_numpy(np.stack([data.load_image(files[i], tower.pixels) for i in rows.tolist()]))
 

@@ -11,8 +11,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,9 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from vtc import InputError
 from vtc.progress import bar
 from vtc.training import checkpoints
-from vtc.training.device import WIDE, Batch, Share, autocast, prefetched, processes
+from vtc.training.device import WIDE, Batch, Share, autocast, device, prefetched, processes
+from vtc.training.memory import NOTHING_SPARED, Memory, gather, recomputed, sharded
 from vtc.training.optim import make_optimizers
 
 
@@ -48,49 +50,77 @@ class Stage:
 
 
 def fit(
-    model: nn.Module, stage: Stage, batch: Callable[[int, Share], Batch], folder: Path | None
+    model: nn.Module,
+    stage: Stage,
+    batch: Callable[[int, Share], Batch],
+    folder: Path | None,
+    memory: Memory = NOTHING_SPARED,
 ) -> dict[str, float]:
     """Train a stage, from its last checkpoint in the folder if there is one.
 
-    batch(step, share): what this process computes of that step. Returns the mean loss of the last 20 steps
-    and the seconds that all steps took, those before an interruption included.
+    batch(step, share): what is computed at once of that step. Returns the mean loss of the last 20 steps and
+    the seconds that all steps took, those before an interruption included. Raises InputError where Muon
+    should learn from shards.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(stage.trains))
-    learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with _float32_masters(learns):
-        return _fit(model, learns, stage, batch, folder and folder / f"{stage.name}.safetensors")
+    learns, file = _learning(model), folder and folder / f"{stage.name}.safetensors"
+    with _float32_masters(learns), recomputed(model, memory.checkpointing):
+        if memory.shard and stage.muon:
+            raise InputError("shards learn by AdamW, this recipe by Muon: leave --shard out, or give --llm")
+        of = processes().num_processes
+        if not memory.shard or of == 1:  # the one shard is the whole
+            return _fit(model, learns, stage, batch, file, replace(memory, shard=False))
+        twin = sharded(model, device(), of, stage.d)
+        notes = _fit(twin, _learning(twin), stage, batch, file, memory)
+        gather(_learning(twin), learns)
+        return notes
 
 
-def _fit(model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None) -> dict:
+def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _fit(
+    model: nn.Module, learns: dict, stage: Stage, batch: Callable, file: Path | None, memory: Memory
+) -> dict:
     # some steps may leave some weights out: without an image the compressor has no part
     processes()  # first: it stops where they would not work together
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    on, share = accelerator.device, Share(accelerator.process_index, accelerator.num_processes)
+    on, rank, of = accelerator.device, accelerator.process_index, accelerator.num_processes
+    parts = [Share(rank + i * of, of * memory.accumulate) for i in range(memory.accumulate)]
     slow = {name: p for name, p in learns.items() if stage.slow and name.startswith(stage.slow)}
     rest = {name: p for name, p in learns.items() if name not in slow}
     optimizers = make_optimizers(rest, stage.lr, stage.muon)
     optimizers += make_optimizers(slow, stage.lr * stage.slow_share, stage.muon)
-    model.to(on).train()
+    if not memory.shard:  # what lies in shards is on its device
+        model.to(on)
+    model.train()
     first, before, recent = checkpoints.resume(file, learns, optimizers)
-    prepared, *optimizers = accelerator.prepare(model, *optimizers)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    prepared = model if memory.shard else accelerator.prepare(model)
     losses, began = deque(recent, maxlen=20), time.perf_counter()  # on the device: reading one would wait
     steps = range(first, stage.steps)
-    coming = prefetched(lambda step: batch(step, share), steps, on)
+    coming = prefetched(lambda step: tuple(batch(step, part) for part in parts), steps, on)
     for step, given in zip(bar(steps, stage.name), coming):
-        with autocast(on.type, stage.d):
-            loss = prepared(*given.inputs) * given.weight
-        accelerator.backward(loss)
+        loss = torch.zeros((), device=on)
+        for i, part in enumerate(given):
+            last = i + 1 == len(given)  # gradients are averaged over processes once, shards' each time
+            with nullcontext() if last or memory.shard else accelerator.no_sync(prepared):
+                with autocast(on.type, stage.d):
+                    piece = prepared(*part.inputs) * (part.weight / len(given))
+                accelerator.backward(piece)
+            loss += piece.detach()
         accelerator.clip_grad_norm_(learns.values(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * stage.share_of_peak(step)
             optimizer.step()
         prepared.zero_grad()
-        losses.append(loss.detach())
+        losses.append(loss)
         done = step + 1
         due = done % stage.checkpoint_every == 0 or done == stage.steps
-        if file and due and accelerator.is_main_process:
+        if file and due and (memory.shard or accelerator.is_main_process):
             seconds = before + time.perf_counter() - began
             checkpoints.keep(file, learns, optimizers, done, seconds, list(losses))
     loss = accelerator.reduce(torch.stack(list(losses)).mean(), "mean") if losses else math.nan

@@ -22,6 +22,7 @@ from vtc.profiles import GB, Profile, Schedule
 from vtc.shapes import LLMShape, TowerShape
 from vtc.training import user_data
 from vtc.training.features import size_in_bytes
+from vtc.training.memory import NOTHING_SPARED, Memory
 from vtc.training.stages import Case
 
 # Of a device's peak, in training. LLaVA-1.5's 7B took 28 and 80 hours of an A100 at 576 tokens (its README,
@@ -47,7 +48,14 @@ class Outlook:
     device_bytes: float
 
 
-def stages(p: Profile, case: Case, hardware: cost.Hardware, devices: int, learns: str) -> list[Outlook]:
+def stages(
+    p: Profile,
+    case: Case,
+    hardware: cost.Hardware,
+    devices: int,
+    learns: str,
+    memory: Memory = NOTHING_SPARED,
+) -> list[Outlook]:
     """The two stages of a case on so many devices; learns: of the LLM, see `user_data.LEARNS`.
 
     Raises InputError where the compressor cannot give V.
@@ -57,9 +65,9 @@ def stages(p: Profile, case: Case, hardware: cost.Hardware, devices: int, learns
     for name, tokens, more in zip(("align", "instruct"), TEXT_TOKENS, (0, _of_llm(llm, learns))):
         schedule: Schedule = getattr(p.recipe, name)
         images, learnt, whole = schedule.steps * schedule.batch, between + more, more == llm.params
-        flops = images * _flops(p, case, tokens, whole)
-        held = 2 * (llm.params * (not whole) + tower) + LEARNT * learnt
-        held += -(-schedule.batch // devices) * _kept(llm, case.V, tokens)
+        flops = images * _flops(p, case, tokens, whole, memory.checkpointing)
+        held = (2 * llm.params * (not whole) + LEARNT * learnt) / (devices if memory.shard else 1) + 2 * tower
+        held += -(-schedule.batch // (devices * memory.accumulate)) * _kept(llm, case.V, tokens, memory)
         hours = flops / (hardware.peak["bf16"] * SHARE) / 3600
         made.append(Outlook(name, schedule.steps, images, learnt, flops, hours, held))
     return made if case.V else made[1:]
@@ -71,13 +79,14 @@ def _of_llm(llm: LLMShape, learns: str) -> int:
     return {"all": llm.params, "frozen": 0, "lora": llm.layers * user_data.RANK * sides}[learns]
 
 
-def _flops(p: Profile, case: Case, tokens: float, learnt: bool) -> float:
-    """Operations of one image and its text: forth and back."""
+def _flops(p: Profile, case: Case, tokens: float, learnt: bool, twice: bool = False) -> float:
+    """Operations of one image and its text: forth and back; twice: forth once more, for the pass back."""
     pipe = cost.Pipeline(p.size(case.size), p.tower, case.compressor)
     work = {name: float(w.flops) for name, w in cost.stages(pipe, case.V, tokens).items()}
     through = work["prefill"] + tokens * ANSWERS * work["first"]  # a head for each answer token
     new = work["compressor"] + work["projector"]
-    return work["tower"] + work["question"] + 3 * new + (3 if learnt else 2) * through
+    again = work["prefill"] if twice else 0.0
+    return work["tower"] + work["question"] + 3 * new + (3 if learnt else 2) * through + again
 
 
 def _between(p: Profile, case: Case) -> float:
@@ -88,10 +97,14 @@ def _between(p: Profile, case: Case) -> float:
     return float(part.weights) + projector
 
 
-def _kept(llm: LLMShape, V: int, tokens: float) -> float:
-    """Bytes that one image keeps for the pass back: inputs of the layers' products in bf16, and logits."""
-    layer = 2 * (6 * llm.d + 2 * llm.d_kv + 4 * llm.d_ff)
-    return llm.layers * layer * (V + tokens) + 10 * llm.vocab * tokens * ANSWERS
+def _kept(llm: LLMShape, V: int, tokens: float, memory: Memory) -> float:
+    """Bytes that one image keeps for the pass back: inputs of the layers' products in bf16, and logits.
+
+    With gradient checkpointing: the inputs of the layers, and one layer's inside.
+    """
+    inside = 2 * (6 * llm.d + 2 * llm.d_kv + 4 * llm.d_ff)
+    layers = llm.layers * 2 * llm.d + inside if memory.checkpointing else llm.layers * inside
+    return layers * (V + tokens) + 10 * llm.vocab * tokens * ANSWERS
 
 
 def storage(p: Profile, case: Case, learns: str) -> dict[str, float]:
@@ -106,9 +119,12 @@ def storage(p: Profile, case: Case, learns: str) -> dict[str, float]:
     }
 
 
-def lines(p: Profile, case: Case, hardware: cost.Hardware, devices: int, learns: str = "all") -> list[str]:
+def lines(
+    p: Profile, case: Case, hardware: cost.Hardware, devices: int, learns: str = "all",
+    memory: Memory = NOTHING_SPARED,
+) -> list[str]:  # fmt: skip
     """The outlook in words: a line a stage, then hours and storage."""
-    found, disk = stages(p, case, hardware, devices, learns), storage(p, case, learns)
+    found, disk = stages(p, case, hardware, devices, learns, memory), storage(p, case, learns)
     llm, hours, total = p.size(case.size), sum(one.device_hours for one in found), sum(disk.values())
     said = [
         f"LLM {llm.name}, N = {llm.N:,}; {case.compressor}, V = {case.V} of {p.s} patches; "
@@ -153,14 +169,14 @@ def shrunken(p: Profile, case: Case) -> Profile:
     return replace(p, sizes=(size,), tower=tower, recipe=recipe, run=f"dry-run-{os.getpid()}")
 
 
-def dry_run(p: Profile, case: Case, learns: str = "all") -> str:
+def dry_run(p: Profile, case: Case, learns: str = "all", memory: Memory = NOTHING_SPARED) -> str:
     """Train both stages for a step, save, load and ask, by the code of a real run -> what came out."""
-    small = shrunken(p, case)
+    small, memory = shrunken(p, case), replace(memory, accumulate=min(memory.accumulate, 2))
     try:
         small.runs.mkdir(parents=True, exist_ok=True)
         talks = [_noise(small.runs / f"{i}.png", small.pixels, i) for i in range(2)]
         eyes = Tower(small.tower).eval().requires_grad_(False)
-        model, notes = user_data.train(small, case, talks, eyes, learns)
+        model, notes = user_data.train(small, case, talks, eyes, learns, memory)
         model.save_pretrained(small.runs / "model")
         again = VLM.from_pretrained(small.runs / "model")
         pixels = np.stack([data.load_image(talk.image, small.pixels) for talk in talks])

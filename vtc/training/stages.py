@@ -44,6 +44,7 @@ from vtc.training.checkpoints import build_once, notes_of
 from vtc.training.lessons import Distilled, ImageLessons, InWords, Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
+from vtc.training.memory import NOTHING_SPARED, Memory
 
 TEXT_SCENES = 40_000  # scenes told in words
 TEXT, ALIGN, INSTRUCT = range(3)  # with seed and step they fix what a batch holds
@@ -199,24 +200,27 @@ def align_and_instruct(
     questions: Bank,
     folder: Path,
     llm: tuple[str, ...] = ("llm",),
+    memory: Memory = NOTHING_SPARED,
 ) -> tuple[VLM, dict[str, float]]:
     """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`.
 
     llm: names under the model that learn besides in the second stage; none where the LLM stays frozen. Each
-    step of a nested compressor draws its V, as in MQT (arXiv 2405.19315).
+    step of a nested compressor draws its V, as in MQT (arXiv 2405.19315); 0 among them where the LLM learns.
     """
     r, d, entry = p.recipe, model.llm.config.hidden_size, compressors.entry(case.compressor)
     guided = case.V > 0 and entry.distilled
-    budgets = tuple(v for v in nested_budgets(p, case.compressor) if v) if case.V and entry.nested else ()
+    budgets = nested_budgets(p, case.compressor) if case.V and entry.nested else ()
+    shown = tuple(V for V in budgets if V)
     learner, root = (WithAuxiliaryLoss(model, model.compressor), "model.") if guided else (model, "")
     between = (f"{root}compressor", f"{root}projector", "auxiliary")  # the last is there where guided
     aligned = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
         first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
-        batch = batches(captions, r.align, (case.seed, ALIGN), seen, budgets or first)
-        aligned = fit(learner, _stage(r, "align", d, between), batch, folder)
-    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen, budgets)
-    last = fit(learner, _stage(r, "instruct", d, (*between, *(root + name for name in llm))), batch, folder)
+        batch = batches(captions, r.align, (case.seed, ALIGN), seen, shown or first)
+        aligned = fit(learner, _stage(r, "align", d, between), batch, folder, memory)
+    batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen, budgets if llm else shown)
+    stage = _stage(r, "instruct", d, (*between, *(root + name for name in llm)))
+    last = fit(learner, stage, batch, folder, memory)
     return model.eval(), _notes(r, aligned, last)
 
 
@@ -229,14 +233,15 @@ def build(p: Profile, case: Case) -> VLM:
 def assemble(p: Profile, case: Case, llm: nn.Module, tokenizer) -> VLM:
     """That LLM with the case's compressor and a projector, both new."""
     torch.manual_seed(1000 + case.seed)
+    own = llm.config.to_dict() | {"_name_or_path": ""}  # without the place where its checkpoint lay
     config = VLMConfig(
-        llm=llm.config.to_dict(), tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
+        llm=own, tower=asdict(p.tower), grid=p.g, compressor=case.compressor, tokens=case.V,
         options=json.loads(case.options), span=p.recipe.span,
     )  # fmt: skip
     return VLM(config, llm, tokenizer)
 
 
-def checkpoints(p: Profile, case: Case, user_data: list[data.Conversation] | None = None) -> Path:
+def checkpoints(p: Profile, case: Case, user_data: object = None) -> Path:
     """Where the stages of a case keep their checkpoints until its row is written; each user data, its own."""
     mark = hashlib.sha256(repr(user_data).encode()).hexdigest()[:8] if user_data else ""
     return _folder(p, case, f"V{case.V}", mark)

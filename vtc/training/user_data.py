@@ -17,9 +17,11 @@ from vtc.models.vlm import VLM
 from vtc.profiles import Profile
 from vtc.training import features, tower
 from vtc.training.batches import Bank, Question
+from vtc.training.memory import NOTHING_SPARED, Memory
 from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints
 
 RANK = 16  # of LoRA
+OFTEN = 100  # steps between two checkpoints: a step with a real LLM takes seconds
 LEARNS = ("all", "frozen", "lora")  # of the LLM, in the second stage
 
 
@@ -33,8 +35,16 @@ def with_checkpoints(
     """
     if llm is not None:
         size, r = shape_of(_absolute(llm)), p.recipe
-        align, instruct = replace(r.align, lr=1e-3), replace(r.instruct, lr=2e-4 if lora else 1e-3)
-        recipe = replace(r, align=align, instruct=instruct, width=None, warmup=0.03, muon=False, span=None)
+        align = replace(r.align, lr=1e-3, pack=r.instruct.pack)  # the same questions in both stages
+        instruct = replace(r.instruct, lr=2e-4 if lora else 1e-3)
+        how = {
+            "width": None,
+            "warmup": 0.03,
+            "muon": False,
+            "span": None,
+            "checkpoint_every": min(r.checkpoint_every, OFTEN),
+        }
+        recipe = replace(r, align=align, instruct=instruct, **how)
         p = replace(p, sizes=(size,), zoo_size=size.name, recipe=recipe)
     if eyes is None:
         return p, None
@@ -53,33 +63,48 @@ def train(
     talks: list[data.Conversation],
     eyes: nn.Module | None = None,
     learns: str = "all",
+    memory: Memory = NOTHING_SPARED,
+    captions: list[data.Conversation] | None = None,
 ) -> tuple[VLM, dict[str, float]]:
     """Align and instruct on these conversations; learns: one of `LEARNS`. eyes: a tower, else the profile's.
 
-    Entries without an image are left out; a turn is learnt behind those before it. A checkpoint's LLM brings
-    its own tokenizer; otherwise the LLM is fresh and its words are those of the data. Raises InputError where
-    no entry has an image or a question is too short.
+    captions: what the first stage learns from; None: the same. Entries without an image are left
+    out; a turn is learnt behind those before it. A checkpoint's LLM brings its own tokenizer; otherwise the
+    LLM is fresh and its words are those of the data. Raises InputError where no entry has an image or a
+    question is too short.
     """
-    size, shown = p.size(case.size), [talk for talk in talks if talk.image is not None]
-    if not shown:
-        raise InputError('no entry has an image: expected at least one with the field "image"')
-    asked = [Question(i, q, a) for i, talk in enumerate(shown) for q, a in talk.turns]
-    words = " ".join(f"{q.text} {q.answer}" for q in asked).split()
+    size, shown = p.size(case.size), _with_image(talks)
+    told = shown if captions is None else _with_image(captions)
+    images = {path: row for row, path in enumerate(dict.fromkeys(talk.image for talk in [*shown, *told]))}
+    asked, named = (
+        [Question(images[talk.image], q, a, i) for i, talk in enumerate(part) for q, a in talk.turns]
+        for part in (shown, told)
+    )
+    words = " ".join(f"{q.text} {q.answer}" for q in [*asked, *named]).split()
     tokenizer = tokenizer_of(size, tuple(dict.fromkeys(words)))
     eyes = tower.pretrained(p) if eyes is None else eyes
     torch.manual_seed(case.seed)
     model = assemble(p, case, make_llm(size, len(tokenizer)), tokenizer)
-    model.tower, bank = eyes, Bank(asked, tokenizer, steered=model.compressor.needs_question)
-    texts = [q.text for q in asked]
+    model.tower, steered = eyes, model.compressor.needs_question
+    bank = Bank(asked, tokenizer, steered)
+    first = bank if captions is None else Bank(named, tokenizer, steered)
+    texts = [q.text for q in [*asked, *named]]
     check_questions(model, texts, [len(ids) for ids in question_ids(tokenizer, texts)])
-    seen = features.of_user_images(p, eyes, [talk.image for talk in shown], **model.compressor.of_tower)
+    seen = features.of_user_images(p, eyes, list(images), **model.compressor.of_tower)
     adapted = with_lora(model.llm) if learns == "lora" else None
     names = {"all": ("llm",), "frozen": (), "lora": tuple(_adapters(model))}[learns]
-    folder = checkpoints(p, case, talks)
-    model, notes = align_and_instruct(p, case, model, seen, bank, bank, folder, names)
+    folder = checkpoints(p, case, (talks, captions))
+    model, notes = align_and_instruct(p, case, model, seen, first, bank, folder, names, memory)
     if adapted is not None:
         model.llm = adapted.merge_and_unload()  # W + B A: an LLM like any other again
     return model, notes
+
+
+def _with_image(talks: list[data.Conversation]) -> list[data.Conversation]:
+    shown = [talk for talk in talks if talk.image is not None]
+    if not shown:
+        raise InputError('no entry has an image: expected at least one with the field "image"')
+    return shown
 
 
 def with_lora(llm: nn.Module) -> nn.Module:
