@@ -151,9 +151,10 @@ def test_cached_equals_uncached_in_a_left_padded_batch(name, compressor, V):
     wrapped = wrap(model, compressor, tokens=V, **squares(name)).eval()
     inputs = batch(name, model)
     said = wrapped.generate(**inputs, max_new_tokens=4, do_sample=False, suppress_tokens=SPECIALS)
-    assert said.shape[0] == 4
-    start = wrapped.prepared(**inputs)["input_ids"].shape[1]
-    new = said[:, start:] if said.shape[1] > start else said
+    start = inputs["input_ids"].shape[1]  # prompts come back as a processor made them
+    assert torch.equal(said[:, :start], inputs["input_ids"])
+    new = said[:, start:]
+    assert new.shape == (4, 4)
     for step in range(new.shape[1]):  # again, without a cache: what was said so far stands behind the prompt
         given = wrapped.prepared(**inputs)
         given["input_ids"] = torch.cat([given["input_ids"], new[:, :step]], 1)

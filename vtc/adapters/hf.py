@@ -139,10 +139,18 @@ class Wrapped(nn.Module):
 
     @torch.no_grad()
     def generate(self, encoded: Encoded | None = None, **inputs) -> Tensor:
-        """As the model's own generate; tensors are a processor's output, all else options -> token ids."""
+        """As the model's own generate; tensors are a processor's output, all else options -> token ids.
+
+        The prompts come back as they were given, with the model's own image tokens, and the answers behind.
+        """
         options = {k: v for k, v in inputs.items() if not isinstance(v, Tensor)}
         given = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
-        return self.model.generate(**self.prepared(encoded, **given), **options)
+        ready = self.prepared(encoded, **given)
+        said = self.model.generate(**ready, **options)
+        if not isinstance(said, Tensor):  # return_dict_in_generate
+            return said
+        prompts = given["input_ids"].repeat_interleave(len(said) // len(given["input_ids"]), 0)
+        return torch.cat([prompts, said[:, ready["input_ids"].shape[1] :]], 1)
 
     def trainable(self) -> list[nn.Parameter]:
         """What learns: the compressor, the projector where one follows it, and peft's adapters."""
