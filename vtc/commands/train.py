@@ -14,8 +14,9 @@ from vtc.commands import NOTES, add_profile, add_user_data
 from vtc.data import llava
 from vtc.evaluation import card
 from vtc.experiments.provenance import provenance
+from vtc.machine import device_name
 from vtc.training import outlook, tower, user_data
-from vtc.training.device import is_main_process
+from vtc.training.device import device, is_main_process
 from vtc.training.memory import Memory
 from vtc.training.stages import Case, check, checkpoints, train
 
@@ -77,9 +78,8 @@ def main(args: argparse.Namespace) -> int:
     """Train, save, and say what it was like."""
     _refuse(args)
     base = profiles.get(args.profile)
-    paced = _serving(_paced(base, args), args)
-    p, eyes = user_data.with_checkpoints(paced, args.llm, args.tower, args.lora)
-    p = _at_rates(p, args.lr)
+    p, eyes = user_data.with_checkpoints(base, args.llm, args.tower, args.lora)
+    p = _at_rates(_serving(_paced(p, args), args), args.lr)
     case = Case(args.size or p.zoo_size, max(args.tokens), args.compressor, args.seed)
     for budget in args.tokens:
         check(p, replace(case, V=budget))
@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     if not is_main_process():
         return 0
     model.save_pretrained(args.out)
-    files.write(Path(args.out) / NOTES, json.dumps(_how(p, case, notes), indent=1))
+    files.write(Path(args.out) / NOTES, json.dumps(_how(p, case, notes, args.data), indent=1))
     shutil.rmtree(checkpoints(p, case, talks and (talks, captions)), ignore_errors=True)
     if args.card:
         words = {"profile": p.name, "size": case.size, "tokens": " ".join(map(str, args.tokens))}
@@ -130,12 +130,14 @@ def _refuse(args: argparse.Namespace) -> None:
         raise InputError("--card reports GridQA's test questions: leave out --data, or use `vtc evaluate`")
 
 
-def _how(p: profiles.Profile, case: Case, notes: dict[str, float]) -> dict:
+def _how(p: profiles.Profile, case: Case, notes: dict[str, float], own: str | None) -> dict:
     """What is saved beside a model: how it was trained, how that went, and where."""
     stages = {name: asdict(getattr(p.recipe, name)) for name in ("align", "instruct")}
     size = p.size(case.size)
     serves = {"serves": p.V} if compressors.entry(case.compressor).nested else {}
-    return asdict(case) | serves | {"N": size.N} | stages | notes | provenance(p)
+    where = provenance(p) | {"device": device_name(device().type)}
+    where |= {"data": Path(own).name} if own else {}
+    return asdict(case) | serves | {"N": size.N} | stages | notes | where
 
 
 def _paced(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:

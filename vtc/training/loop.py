@@ -102,7 +102,8 @@ def _fit(
     losses, began = deque(recent, maxlen=20), time.perf_counter()  # on the device: reading one would wait
     steps = range(first, stage.steps)
     coming = prefetched(lambda step: tuple(batch(step, part) for part in parts), steps, on)
-    for step, given in zip(bar(steps, stage.name), coming):
+    shown = bar(steps, stage.name)
+    for step, given in zip(shown, coming):
         loss = torch.zeros((), device=on)
         for i, part in enumerate(given):
             last = i + 1 == len(given)  # gradients are averaged over processes once, shards' each time
@@ -120,6 +121,8 @@ def _fit(
         losses.append(loss)
         done = step + 1
         due = done % stage.checkpoint_every == 0 or done == stage.steps
+        if due:
+            shown.set_postfix(loss=f"{float(torch.stack(list(losses)).mean()):.3f}")
         if file and due and (memory.shard or accelerator.is_main_process):
             seconds = before + time.perf_counter() - began
             checkpoints.keep(file, learns, optimizers, done, seconds, list(losses))

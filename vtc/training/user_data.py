@@ -14,13 +14,14 @@ from vtc.models.generate import check_questions
 from vtc.models.llm import make_llm, shape_of, tokenizer_of
 from vtc.models.tower import load_checkpoint
 from vtc.models.vlm import VLM
-from vtc.profiles import Profile
+from vtc.profiles import Profile, Schedule
 from vtc.training import features, tower
 from vtc.training.batches import Bank, Question
 from vtc.training.memory import NOTHING_SPARED, Memory
 from vtc.training.stages import Case, align_and_instruct, assemble, checkpoints
 
 RANK = 16  # of LoRA
+MOST = (100, 8, 2), (1000, 8, 2)  # steps, images and questions of the stages: an hour or so with 135M
 OFTEN = 100  # steps between two checkpoints: a step with a real LLM takes seconds
 LEARNS = ("all", "frozen", "lora")  # of the LLM, in the second stage
 
@@ -37,6 +38,8 @@ def with_checkpoints(
         size, r = shape_of(_absolute(llm)), p.recipe
         align = replace(r.align, lr=1e-3, pack=r.instruct.pack)  # the same questions in both stages
         instruct = replace(r.instruct, lr=2e-4 if lora else 1e-3)
+        if r.text is not None:  # a small machine's recipe
+            align, instruct = (_at_most(s, *most) for s, most in zip((align, instruct), MOST))
         how = {
             "width": None,
             "warmup": 0.03,
@@ -50,6 +53,11 @@ def with_checkpoints(
         return p, None
     loaded = load_checkpoint(_absolute(eyes))
     return replace(p, tower=loaded.shape, tower_recipe=None), loaded
+
+
+def _at_most(schedule: Schedule, steps: int, batch: int, pack: int) -> Schedule:
+    few = {"steps": steps, "batch": batch, "pack": pack}
+    return replace(schedule, **{name: min(n, getattr(schedule, name)) for name, n in few.items()})
 
 
 def _absolute(name: str) -> str:
