@@ -93,10 +93,13 @@ def prompts(clock: pd.DataFrame, p: Profile) -> alt.HConcatChart:
         part = rows[rows[other] == usual]
         x = alt.X(f"{axis}:O", title=f"{words} ({other} = {usual})", axis=alt.Axis(labelAngle=0))
         title = f"time at V = {part['V'].max()} over V = {part['least'].min()}"
-        charts.append(_bars(part, x, "time", title).properties(width=270, height=240))
+        charts.append(_bars(part, x, "time", title).properties(width=235, height=240))
     chart = alt.hconcat(*charts).resolve_scale(y="shared")
-    said = ("bars: measured; ticks: counted", figures.provenance(clock, p))
-    return figures.titled(chart, f"Longer texts and answers: {rows['LLM'].iloc[0]}, batch 1", *said)
+    last = rows[rows["time"] == "whole answer"].sort_values("G").iloc[-1]
+    sooner = f"{last['measured']:.1f} times sooner with V = {last['least']} than {last['V']}"
+    title = f"An answer of {last['G']} tokens is complete only {sooner}"
+    said = f"{last['LLM']}, batch 1; bars: measured; ticks: counted", figures.provenance(clock, p)
+    return figures.titled(chart, title, *said)
 
 
 def prediction(clock: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -126,12 +129,12 @@ def batch_that_pays(rows: pd.DataFrame, Q: int = 50, saving: float = 0.1) -> alt
     said = f"counted: first token at least {saving:.0%} sooner, Q = {Q}, bf16, from features"
     title = "The batch at which one token instead of V begins to pay"
     by = alt.Column("device:N", title=None)
-    return figures.panels(_over_all(rows, y), by, title, said, width=240, height=260)
+    return figures.panels(_over_all(rows, y), by, title, said, width=180, height=260)
 
 
 def kv_room(rows: pd.DataFrame, device: str, Q: int = 50, G: int = 128) -> alt.HConcatChart:
     """Two panels: memory that one request's KV cache takes, and how many requests fit at once."""
-    log, size = alt.Scale(type="log"), {"width": 270, "height": 260}
+    log, size = alt.Scale(type="log"), {"width": 235, "height": 260}
     cache = _over_all(rows, alt.Y("kv_mib:Q", title="KV cache of a request, MiB", scale=log), **size)
     fits = alt.Y("batch:Q", title="largest batch that fits", scale=log)
     fits = _over_all(rows[rows["batch"] > 0], fits, **size)
@@ -153,4 +156,4 @@ def pareto(rows: pd.DataFrame, title: str, *subtitle: str) -> alt.FacetChart:
     if "low_ms" in rows:
         chart += base.mark_rule(opacity=0.4).encode(alt.X("low_ms:Q", **axis), x2="high_ms:Q")
     by = alt.Column("batch:O", title="batch")
-    return figures.panels(chart, by, title, *subtitle, width=290, height=280).resolve_scale(x="independent")
+    return figures.panels(chart, by, title, *subtitle, width=240, height=280).resolve_scale(x="independent")

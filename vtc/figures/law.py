@@ -180,7 +180,7 @@ def binding(rows: pd.DataFrame, sizes: Sequence[float] = (0.5, 1.8, 7.0, 14.0)) 
 
 def own(planes: Sequence[pd.DataFrame]) -> alt.ConcatChart:
     """This project's own sweep, one panel per family; an empty chart that says so while there are no rows."""
-    panels = [fitted(rows, width=290, height=250) for rows in planes]
+    panels = [fitted(rows, width=245, height=250) for rows in planes]
     if not panels:
         empty = pd.DataFrame([{"said": "too few rows of the sweep yet: run notebook 02 first"}])
         panels = [alt.Chart(empty).mark_text(fontSize=12).encode(text="said:N")]

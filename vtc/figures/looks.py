@@ -116,8 +116,9 @@ class Panel:
         import ipywidgets as w
 
         last = len(self.interview.scenes) - 1
-        number = w.BoundedIntText(self.image, min=0, max=last, description=f"image 0-{last}")
-        text = w.Text(self.question, description="question", continuous_update=False)
+        whole = {"description_width": "initial"}
+        number = w.BoundedIntText(self.image, min=0, max=last, description=f"image, 0 to {last}", style=whole)
+        text = w.Text(self.question, description="question", continuous_update=False, style=whole)
         drawn, problem = w.Image(format="png"), w.HTML()
 
         def ask(_: object = None) -> None:

@@ -26,7 +26,7 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     each = [f"{row.family} by {row.by_N:.2f} and {row.by_V:.2f}" for row in summary.falls(rows).itertuples()]
     title = "Errors fall with N and with V: " + ", ".join(each)
     said = "one curve per LLM; whiskers: from the least to the greatest seed", figures.provenance(rows, p)
-    return figures.panels(chart, figures.FAMILY, title, *said, width=330, height=260)
+    return figures.panels(chart, figures.FAMILY, title, *said, width=255, height=260)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -35,7 +35,7 @@ def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     lines = _by_size(summary.by_task(rows)).mark_line(point=alt.OverlayMarkDef(size=25)).encode(y=score)
     facet = alt.Facet("task:N", title=None, sort=list(TASKS))
     title, where = "Each task by itself, one curve per LLM", figures.provenance(rows, p)
-    return figures.panels(lines, facet, title, where, columns=4, width=190, height=130)
+    return figures.panels(lines, facet, title, where, columns=4, width=130, height=120)
 
 
 def told(parts: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -74,7 +74,7 @@ def predictions(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
     within = table["tolerance"].max()
     hits = f"{int(table['hit'].sum())} of {len(table)} cells within the tolerance, {within:.2f} of the error"
     title = "Errors of the grid, predicted before it was trained"
-    return figures.panels(line + points, figures.FAMILY, title, hits, width=280, height=280)
+    return figures.panels(line + points, figures.FAMILY, title, hits, width=240, height=240)
 
 
 def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:

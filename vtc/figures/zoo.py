@@ -30,7 +30,7 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     title = f"The least error at V = {few['V'].iloc[0]}: {best}"
     said = "one recipe, one LLM, several compressors", figures.provenance(rows, p)
     chart = figures.seeds(_along_v(cells))
-    return figures.panels(chart, figures.FAMILY, title, *said, width=300, height=250)
+    return figures.panels(chart, figures.FAMILY, title, *said, width=235, height=250)
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -72,8 +72,8 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
 
 
 COSTS = {
-    "mflop": ("The same at equal operations", "MFLOP a question, tower left out (the same for all)"),
-    "first_token_ms": ("The same at equal time", "ms to the first token on one core, tower left out"),
+    "mflop": ("Error against operations", "MFLOP a question, tower left out (the same for all)"),
+    "first_token_ms": ("Error against time", "ms to the first token on one core, tower left out"),
 }
 OVERALL = figures.error(title="error, mean of both families")
 
@@ -91,7 +91,9 @@ def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerCha
     shape = alt.Shape("V:O", title="V", legend=alt.Legend(symbolFillColor="#666666"))
     points = base.mark_point(size=95, filled=True, opacity=0.9)
     points = points.encode(shape=shape, tooltip=["compressor", "V", cost, "error"])
-    return figures.titled(lines + points, COSTS[cost][0], figures.provenance(rows, p), width=430, height=300)
+    best = frame.loc[frame["error"].idxmin()]
+    title = f"{COSTS[cost][0]}: the least error is that of {best['compressor']} at V = {best['V']}"
+    return figures.titled(lines + points, title, figures.provenance(rows, p), width=430, height=300)
 
 
 def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -135,7 +137,7 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     dash = alt.StrokeDash("training:N", title="trained")
     lines = _along_v(frame).mark_line(point=True).encode(strokeDash=dash)
     title, where = "One training for every V, or one each", figures.provenance(rows, p)
-    return figures.panels(lines, figures.FAMILY, title, where, width=300, height=250)
+    return figures.panels(lines, figures.FAMILY, title, where, width=235, height=250)
 
 
 def betas(table: pd.DataFrame) -> alt.FacetChart:
