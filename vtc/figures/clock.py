@@ -30,10 +30,12 @@ def first_token(clock: pd.DataFrame, p: Profile) -> alt.FacetChart:
     floor = base.mark_line(strokeDash=[4, 3], strokeWidth=1.3).encode(alt.Y("floor_ms:Q", **y))
     how = "measured, from features, with QueCC; dashed: the least it can take here, counted"
     by = alt.Facet("LLM:N", title=None, sort=order)
-    one = kept[(kept["LLM"] == order[-1]) & (kept["batch"] == kept["batch"].min()) & (kept["V"] > 0)]
-    ends = one.sort_values("V")["median_ms"].iloc[[-1, 0]]
-    sooner = f"{ends.iloc[0] / ends.iloc[1]:.1f} times sooner with V = {one['V'].min()} than {one['V'].max()}"
-    title = f"{order[-1]}: the first token comes {sooner}"
+    one = kept[(kept["LLM"] == (order or [""])[-1]) & (kept["V"] > 0)].sort_values(["batch", "V"])
+    one, title = one[one["batch"] == one["batch"].min()], "Time to first token, measured"
+    if one["V"].nunique() > 1:
+        ratio = one["median_ms"].iloc[-1] / one["median_ms"].iloc[0]
+        sooner = f"{ratio:.1f} times sooner with V = {one['V'].min()} than {one['V'].max()}"
+        title = f"{order[-1]}: the first token comes {sooner}"
     said, size = (how, figures.provenance(rows, p)), {"columns": 3, "width": 230, "height": 170}
     chart = figures.panels(floor + bars + line, by, title, *said, **size)
     return chart.resolve_scale(y="independent")
