@@ -24,9 +24,11 @@ def errors(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     """Error against V, one curve per LLM; whiskers from the least to the greatest seed."""
     chart = figures.seeds(_by_size(summary.by_family(rows)))
     each = [f"{row.family} by {row.by_N:.2f} and {row.by_V:.2f}" for row in summary.falls(rows).itertuples()]
-    title = "Errors fall with N and with V: " + ", ".join(each)
-    said = "one curve per LLM; whiskers: from the least to the greatest seed", figures.provenance(rows, p)
-    return figures.panels(chart, figures.FAMILY, title, *said, width=255, height=260)
+    title = "The largest LLM and the best V lower the error: " + ", ".join(each)
+    said = "one curve per LLM, whiskers: from the least to the greatest seed; beside the smallest LLM and V"
+    return figures.panels(
+        chart, figures.FAMILY, title, said, figures.provenance(rows, p), width=255, height=260
+    )
 
 
 def tasks(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
@@ -85,7 +87,7 @@ def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
     known = (frame["alpha"] > 0) & (frame["beta"] > 0)
     known &= ~(frame["alpha_low"] <= 0) & ~(frame["beta_low"] <= 0)
     ratio = (frame["alpha"] / frame["beta"]).where(known).clip(0.05, 20)
-    words = [f"{row.alpha:z.2f} / {row.beta:z.2f}" for row in frame.itertuples()]
+    words = [f"{row.alpha:z.2f}, {row.beta:z.2f}" for row in frame.itertuples()]
     shown = frame.assign(ratio=ratio, words=words)
     ranks, level = list(dict.fromkeys(frame["rank"]))[::-1], alt.Axis(labelAngle=0)
     fits, eye = list(dict.fromkeys(frame["fit"])), "marks that fit a side of the image (the eye)"
@@ -103,7 +105,7 @@ def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
     chart += numbers
     title = "Memory turns alpha / beta up, the eye turns it down"
     said = (
-        f"numbers: alpha / beta; red: N counts more, blue: V counts more, white: alike; profile {p.name}",
+        f"numbers: alpha, beta; red: N counts more, blue: V counts more, white: alike; profile {p.name}",
         "grey: not determined, the interval over seeds of alpha or of beta holds 0",
     )
     return figures.titled(chart, title, *said, width=460, height=230)
