@@ -193,7 +193,8 @@ def of_02() -> list[str]:
     assert np.ptp(reasoning.loc[:, 4:36].mean()) < 0.02  # "hardly depend on V from 4 tokens on"
     said = predictions.cells(predictions.committed(P), rows)
     board = predictions.scoreboard(said).set_index(["family", "label"])
-    assert board.loc[("reasoning", "extrapolation"), "hits"] == 0  # "no cell of it is a hit"
+    assert board.loc[("reasoning", "extrapolation"), "hits"] == 1  # "in reasoning one of six is"
+    assert board.loc[("OCR-like", "extrapolation"), "hits"] == 6  # "all its cells are hits"
     assert board.loc[("OCR-like", "extrapolation"), list(predictions.WAYS)].astype(float).idxmin() == "copied"
     between = board.loc[("OCR-like", "interpolation")]
     assert between["product"] > 4 * between["predicted"]  # "a fraction of that"
