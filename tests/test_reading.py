@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from vtc import cost, data, profiles, scaling
-from vtc.evaluation import compare, exam, summary
+from vtc.evaluation import compare, demands, exam, summary
 from vtc.experiments import evidence, predictions, store, sweep
 from vtc.figures import drawings
 from vtc.scaling import elsewhere, seconds
@@ -202,6 +202,9 @@ def of_02() -> list[str]:
     guessed = summary.asked(exam.exam(P)).set_index("task")["commonest answer"]
     for task in ("count", "compare"):  # "stay near what can be guessed"
         assert abs(largest["most tokens"][task] - guessed[task]) < 0.05
+    regions = demands.exponents(rows, exam.exam(P)).set_index(["fit", "rank"])
+    small = regions.loc[[("4 to 6.3", "no fact"), ("6.3 to 10", "no fact")]]
+    assert (small["beta_low"] > small["alpha_high"]).all()  # "their intervals lie apart"
     assert rows[rows["V"] == 1]["score_glance"].min() > 0.9  # "one token is enough"
     return []
 
