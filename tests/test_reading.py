@@ -214,6 +214,11 @@ def of_05() -> list[str]:
     family = summary.by_family(zoo, ("compressor", "V")).set_index(["family", "compressor", "V"])["error"]
     mine = rows[(rows["N"] == P.size(P.zoo_size).N) & (rows["V"] > 0)]
     assert family["OCR-like", "quecc", 1] < mine["error_ocr"].min()  # "than TokenPacker with any number"
+    apart = zoo.pivot_table(index=["V", "seed"], columns="compressor", values="error_reasoning")
+    apart = (apart["tokenpacker"] - apart["quecc"]).dropna()
+    assert (apart > 0).all() and apart.mean() < 0.1  # "small, though of the same sign in every seed"
+    light = compare.equivalence(zoo, exam.exam(P).tasks, "quecc_light", "quecc", P.margin)
+    assert (light["difference"] > 0).all()  # "at least as well as QueCC so far"
     priced = compare.with_cost(zoo, P).groupby(["compressor", "V"])["mflop"].mean()
     assert 0.2 < priced["lookup", 1] / priced["quecc", 1] < 0.3  # "a quarter of its operations"
     beside = compare.tflop_beside(zoo, "7B")
