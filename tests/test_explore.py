@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vtc import cost, figures, scaling
@@ -72,3 +73,16 @@ def test_the_lab_gets_the_chart_alive_and_pages_a_picture(fits):
     assert {one["name"] for one in spec["params"]} >= {"Q", "G", "batch", "law", "kind"}
     assert spec["config"]["mark"]["tooltip"] and "http" not in json.dumps(spec).replace(spec["$schema"], "")
     assert not math.isnan(spec["datasets"][next(iter(spec["datasets"]))][0]["error"])
+
+
+def test_a_table_says_what_the_sliders_show(fits):
+    """Its costs are those of the chart's expressions, at positions where each of the two roofs binds."""
+    table = explore.rows({"power": fits["power"]})
+    for Q, G, batch in ((50, 0, 1), (10, 8, 64), (500, 256, 1)):
+        chart = pd.DataFrame([priced(n, v, Q, G, batch) for n, v in zip(table["N"], table["V"])])
+        for kind, name in ((explore.OPERATIONS, "TFLOP"), (explore.SECONDS, "ms")):
+            assert np.allclose(explore.priced(table, H200, Q, G, batch, kind), chart[name])
+    said = explore.unbeaten(table, H200, [{"Q": 0}, {"Q": 500}, {"kind": explore.SECONDS}])
+    none, much, time = (row.split(", ") for row in said["power"])
+    assert none == ["1"] and len(much) > 3 and "144" in time and "1" not in time
+    assert said["Q"].tolist() == [0, 500, 50] and said["requests"].tolist() == [1, 1, 1]

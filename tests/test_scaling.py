@@ -309,6 +309,19 @@ def test_numeric_frontier_agrees_with_the_closed_form():
     assert 2 * got.N * (50 + got.V) == pytest.approx([500, 1500], rel=1e-3)
 
 
+@pytest.mark.parametrize("task", ["reasoning", "ocr"])
+def test_the_drawn_frontier_stays_among_the_fitted_sizes(task):
+    """OCR-like: the smallest LLM up to its most tokens, and no dashed line below its curve."""
+    rows = frames.plane(fit(published(task)), Q=50)
+    best = rows[rows["drawn"] == "frontier"]
+    assert best["N"].between(0.4999, 7.0001).all() and best["V"].between(1, 576).all()
+    assert best["N"].max() > 6.9 and best["V"].max() == 576
+    if task == "ocr":
+        assert (best.loc[best["V"] < 570, "N"] < 0.51).all()
+    else:
+        assert set(best.loc[best["N"].between(0.6, 6.5), "V"]) <= {13, 14}
+
+
 # --------------------------------------------------------------------------------- the official procedure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import cost, figures
+from vtc.evaluation.compare import undominated
 from vtc.scaling.fitting import Fit
 from vtc.shapes import BYTES
 
@@ -40,12 +41,39 @@ def formulas(device: cost.Hardware, dtype: str = "bf16") -> dict[str, str]:
     }
 
 
+def unbeaten(
+    table: pd.DataFrame, device: cost.Hardware, positions: Sequence[dict], N: float = 4.0
+) -> pd.DataFrame:
+    """The V of one LLM that nothing beats, by position of the sliders: Q | G | requests | cost in | each law.
+
+    table: `rows`; a position names what differs from Q = 50, G = 0, batch = 1, kind = operations.
+    """
+    found = []
+    for at in positions:
+        at = {"Q": 50, "G": 0, "batch": 1, "kind": OPERATIONS} | at
+        best = undominated(table.assign(cost=priced(table, device, **at)), "cost", ["law"])
+        best = best[best["frontier"] & (best["N"] == N)].sort_values("V")
+        every = {law: ", ".join(f"{v:g}" for v in part["V"]) for law, part in best.groupby("law", sort=False)}
+        found.append(at | {law: every.get(law, "none") for law in table["law"].unique()})
+    return pd.DataFrame(found).rename(columns={"batch": "requests", "kind": "cost in"})
+
+
+def priced(table: pd.DataFrame, device: cost.Hardware, Q: float, G: float, batch: float, kind: str):
+    """What `formulas` say, in numpy: TFLOP of a request, or ms."""
+    N, V = table["N"], table["V"]
+    if kind == OPERATIONS:
+        return 2e-3 * N * (Q + V + G)
+    took = [cost.seconds(cost.Work(2e9 * N * batch * t, 2e9 * N), device) for t in (Q + V, 1)]
+    return 1e3 * (took[0] + G * took[1]) / batch
+
+
 def explorer(table: pd.DataFrame, device: cost.Hardware, Q=50, G=0, batch=1) -> alt.LayerChart:
     """Error against cost with sliders; dots with a number (V) are those that nothing beats.
 
     table: `rows`. The picture shows the first position of every control.
     """
     laws, kinds = list(dict.fromkeys(table["law"])), [OPERATIONS, SECONDS]
+    order = sorted(table["N"].unique().tolist())
     controls = [
         alt.param("Q", value=Q, bind=alt.binding_range(min=0, max=500, step=10, name="text tokens Q ")),
         alt.param("G", value=G, bind=alt.binding_range(min=0, max=256, step=8, name="answer tokens G ")),
@@ -69,9 +97,14 @@ def explorer(table: pd.DataFrame, device: cost.Hardware, Q=50, G=0, batch=1) -> 
         least="min(error)", sort=[alt.SortField("cost"), alt.SortField("error")], frame=[None, 0]
     ).transform_filter("datum.error <= datum.least")
     best = ahead.mark_point(filled=False, size=150, color="black", strokeWidth=1.8).encode(x, y)
-    numbers = ahead.mark_text(dy=15, dx=-9, fontSize=12).encode(x, y, text="V:Q")
+    sides = [ahead.transform_filter(f"indexof({order}, datum.N) % 2 == {odd}") for odd in (0, 1)]
+    below, above = ({"dy": 15, "dx": -9}, {"dy": -13, "dx": 11})  # neighbours in N, lest numbers overlap
+    numbers = [
+        side.mark_text(fontSize=12, **at).encode(x, y, color, text="V:Q")
+        for side, at in zip(sides, (below, above))
+    ]
     how = "circles: nothing has a smaller error at the same cost or less; numbers: their V"
-    chart = (lines + best + dots + numbers).add_params(*controls)
+    chart = alt.layer(lines, best, dots, *numbers).add_params(*controls)
     title = "Which V wins depends on what else is paid for"
     return figures.titled(chart, title, how, "law fitted to the paper's points; 14B is extrapolated",
                           width=520, height=320)  # fmt: skip

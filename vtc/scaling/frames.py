@@ -32,21 +32,21 @@ def _frame(rows, **about) -> pd.DataFrame:
 def plane(f: Fit, Q: float = 50.0) -> pd.DataFrame:
     """Error over N, V and the paper's cost 2N(Q + V): rows drawn | N | LLM | V | TFLOP | error.
 
-    drawn: "points", the "law" along V for every N, and the "frontier" (V a whole number from 1 to 576).
+    drawn: "points", the "law" along V for every N, and the "frontier": the best of N from the smallest to the
+    largest of the points (no extrapolation) and of whole V from 1 to the most of the points.
     """
     p, one = f.points, max(1.0, f.points.V[f.points.V > 0].min())
     V = np.geomspace(one, p.V.max(), 80)
     if f.law.name == "offset":
         V = np.unique(np.concatenate([np.linspace(0, one, 6), V]))
     N, V = (grid.ravel() for grid in np.meshgrid(np.unique(p.N), V, indexing="ij"))
-    sizes = np.geomspace(0.6 * p.N.min(), 3 * p.N.max(), 160)
-    budgets = np.geomspace(2 * sizes[0] * (Q + 1), 2 * sizes[-1] * (Q + 1), 60)
-    best = frontier(f.law, lambda n, v: 2 * n * (Q + v), budgets, np.arange(1, 577), sizes, Q)
-    inside = best.N < sizes[-1] * 0.999  # beyond it the grid of N, not the law, ends the frontier
+    sizes, tokens = np.geomspace(p.N.min(), p.N.max(), 160), np.arange(1, max(p.V.max(), 1) + 1)
+    budgets = np.geomspace(2 * sizes[0] * (Q + 1), 2 * sizes[-1] * (Q + tokens[-1]), 120)
+    best = frontier(f.law, lambda n, v: 2 * n * (Q + v), budgets, tokens, sizes, Q)
     parts = {
         "points": (p.N, p.V, p.Y),
         "law": (N, V, f.law.error(N, V, Q)),
-        "frontier": (best.N[inside], best.V[inside], best.Y[inside]),
+        "frontier": (best.N, best.V, best.Y),
     }
     drawn = [pd.DataFrame(dict(zip(("N", "V", "error"), part))) for part in parts.values()]
     rows = pd.concat(drawn, keys=parts, names=["drawn"]).reset_index("drawn")

@@ -14,8 +14,8 @@ with T = V, follows in four lines:
 
 C has dropped out: V* is the same for every budget. Only the ratio alpha / beta decides it.
 
-The other forms are ours, for comparison. In the additive one, see *and* know, a question is answered if the
-facts are seen and known, so that the two errors add up (while both are small): A / N^alpha + B / T^beta + D.
+The other forms are ours, for comparison. In the additive one a question is answered if the facts are seen and
+known, so that the two errors add up (while both are small): A / N^alpha + B / T^beta + D.
 
 A law is an object whose docstring is its equation. It is linear in its coefficients once its exponents are
 given, Y = sum_k coef_k * column_k(exponents), and `columns` and `slopes` are all that the fit needs. Fields
