@@ -14,7 +14,7 @@ from vtc import cost, data, profiles, scaling
 from vtc.evaluation import compare, demands, exam, summary
 from vtc.experiments import evidence, predictions, store, sweep
 from vtc.figures import drawings
-from vtc.scaling import elsewhere, seconds
+from vtc.scaling import elsewhere, frames, seconds
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = {
@@ -116,9 +116,23 @@ def of_04() -> list[str]:
     spread = [np.ptp(errors) / errors.max() for errors in at]
     assert 0.06 < min(spread) and max(spread) < 0.14  # "only about a tenth"
     assert ocr.law.ratio < 1
+    at_576 = ocr.points.keep(ocr.points.V == 576)
+    assert (at_576.Y < ocr.law.error(at_576.N, 576)).sum() == 3  # "three of the four LLMs err less"
+    row = scaling.summary(reasoning, Q=50)
+    for name in ("alpha", "ratio"):  # "nearly half as wide as its value"
+        assert 0.4 < (row[f"{name}_hi_clustered"] - row[f"{name}_lo_clustered"]) / row[name] < 0.5
+    assert [round(row[f"V_opt_{end}_clustered"]) for end in ("lo", "hi")] == [10, 18]
+    served = frames.true_optimum(reasoning, cost.hardware("h200"), points=8).groupby("cost")["V"]
+    one, many = (served.get_group(f"first token, batch {b}") for b in (1, 32))
+    assert 100 <= one.median() <= 200 and 13 <= many.min() and many.max() <= 19
+    halved = [round(2**x, 2) for f in (reasoning, ocr) for x in (f.law.alpha, f.law.beta)]
     found = [row["V_opt"] for row in scaling.compare(reasoning.points)]
     assert min(found) > 13 and max(found) < 15  # "nearly at the same place"
     return [
+        f"by 2^alpha = {halved[0]}, half of the visual tokens by 2^beta = {halved[1]}",
+        f"For OCR-like tasks it is {halved[2]} and {halved[3]}",
+        f"The ratio is {law.ratio:.2f} for reasoning and {ocr.law.ratio:.2f} for OCR-like tasks",
+        f"hold {cost.llm('4').matrices / 1e9:.1f} and {cost.llm('7').matrices / 1e9:.1f} billion",
         f"V\\* = {50 * 0.015 / (0.077 - 0.015):.1f} at Q = 50",
         f"the exact fit gives {scaling.v_star(law, 50):.1f}",
         f"= 250 / {law.ratio - 1:.2f} = {250 / (law.ratio - 1):.0f}",
