@@ -121,7 +121,7 @@ def of_04() -> list[str]:
     row = scaling.summary(reasoning, Q=50)
     for name in ("alpha", "ratio"):  # "nearly half as wide as its value"
         assert 0.4 < (row[f"{name}_hi_clustered"] - row[f"{name}_lo_clustered"]) / row[name] < 0.5
-    assert [round(row[f"V_opt_{end}_clustered"]) for end in ("lo", "hi")] == [10, 18]
+    assert row["V_opt_lo_clustered"] > 10 and 18 < row["V_opt_hi_clustered"] < 19
     served = frames.true_optimum(reasoning, cost.hardware("h200"), points=8).groupby("cost")["V"]
     one, many = (served.get_group(f"first token, batch {b}") for b in (1, 32))
     assert 100 <= one.median() <= 200 and 13 <= many.min() and many.max() <= 19
