@@ -143,7 +143,7 @@ def test_killed_at_three_moments_it_goes_on_to_the_same_rows(story, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     said, fault = start(story).communicate()
-    assert not fault and re.search(r"recomputed +alpha / beta = 5.13, reasoning .* agrees", said)
+    assert not fault and re.search(r'recomputed +"error varies 5x faster .* agrees', said)
     assert rows_of(run) == list(range(8))
     assert len((run / "measured").read_text()) <= 8 + 3  # each kill loses the case in flight
     assert {path.name for path in (run / "notebooks").iterdir()} == {"01_sweep.ipynb", "02_claim.ipynb"}
