@@ -221,6 +221,15 @@ def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     assert len({variant.fingerprint for variant in (p, *p.variants.values())}) == 1 + len(p.variants)
 
 
+def test_means_compare_the_seeds_that_all_have():
+    rows = pd.DataFrame(
+        [("a", 1, 0), ("a", 1, 1), ("b", 1, 1), ("b", 1, 2), ("a", 4, 0), ("b", 4, 0), ("c", 4, 0)],
+        columns=["compressor", "V", "seed"],
+    )
+    kept = compare.same_seeds(rows)
+    assert set(kept.loc[kept["V"] == 1, "seed"]) == {1} and len(kept[kept["V"] == 4]) == 3
+
+
 def test_holm_by_hand():
     assert compare.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
 

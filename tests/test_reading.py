@@ -12,7 +12,7 @@ import pytest
 
 from vtc import cost, data, profiles, scaling
 from vtc.evaluation import compare, demands, exam, summary
-from vtc.experiments import evidence, predictions, store, sweep
+from vtc.experiments import evidence, first_world, predictions, store, sweep
 from vtc.figures import drawings
 from vtc.scaling import elsewhere, frames, seconds
 
@@ -196,9 +196,12 @@ def of_02() -> list[str]:
     (rows, errors), parts = swept(), store.recorded(sweep.PARTS, P)
     tower = parts[parts["part"] == "tower"].iloc[0]
     assert tower["digit_5.5_7"] > 0.9 and 0.7 < tower["digit_8.5_10"] < 0.8  # "nearly all", "three of four"
-    told = summary.told_table(parts).set_index("N")["error_reasoning"]
+    told, told_ocr = (summary.told_table(parts).set_index("N")[f"error_{f}"] for f in ("reasoning", "ocr"))
     slope = -np.polyfit(np.log(told.index[2:]), np.log(told[2:]), 1)[0]
     assert 0.25 < slope < 0.35  # "about as N^-0.3"
+    each = parts[parts["N"] == parts["N"].max()]["error_ocr"]  # "one run of the largest is far off"
+    assert (each > 2 * each.median()).sum() == 1
+    assert (told_ocr.diff().iloc[1:4] < 0).all()  # "up to the fourth LLM"
     reasoning, ocr = (errors.loc[name] for name in ("reasoning", "OCR-like"))
     for family in (reasoning, ocr):
         assert (family.diff().iloc[1:] < 0).to_numpy().all()  # "fall with N at every step"
@@ -228,6 +231,11 @@ def of_05() -> list[str]:
     family = summary.by_family(zoo, ("compressor", "V")).set_index(["family", "compressor", "V"])["error"]
     mine = rows[(rows["N"] == P.size(P.zoo_size).N) & (rows["V"] > 0)]
     assert family["OCR-like", "quecc", 1] < mine["error_ocr"].min()  # "than TokenPacker with any number"
+    first = first_world.rows("05_zoo")
+    first = first[first["V"] == 1].assign(error=lambda rows: rows.filter(regex="^error_").mean(axis=1))
+    means = first.groupby("compressor")["error"].mean()
+    assert round(means["quecc"] - means["lookup"], 2) == 0.12  # "the first world's lead of .12"
+    assert set(zoo.loc[zoo["V"] == 1, "seed"]) == {0, 1, 2} and set(zoo.loc[zoo["V"] == 4, "seed"]) == {0}
     apart = zoo.pivot_table(index=["V", "seed"], columns="compressor", values="error_reasoning")
     apart = (apart["tokenpacker"] - apart["quecc"]).dropna()
     assert (apart > 0).all() and apart.mean() < 0.1  # "small, though of the same sign in every seed"

@@ -12,6 +12,7 @@ from vtc import InputError
 from vtc.shapes import CLIP_L_336, LLMS, LLMShape, TowerShape, WorldConfig
 
 GB = 10**9
+NO_IMAGE = 1 / 3  # how often a step of nested budgets has no image (V = 0), beside any one other V
 _ABOVE = Path(__file__).resolve().parent.parent
 CHECKOUT = _ABOVE if (_ABOVE / "notebooks").is_dir() else None  # the repository; None: installed alone
 ROOT = CHECKOUT or Path.cwd()  # where results, figures and runs lie

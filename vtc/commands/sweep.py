@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
     if args.variant:
         return _variant(p, next(stem for stem in p.variants if stem.endswith(f"_{args.variant}")))
     sizes = tuple(args.sizes.split(",")) if args.sizes else ()
+    if sizes and not args.zoo:
+        raise InputError("--sizes is for compressors: give --zoo too")
     cases = zoo(p, sizes) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
     for case in cases:
         stages.check(p, stages.Case(**case))

@@ -150,6 +150,13 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+def same_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """At each V the cells of the seeds that all its compressors have, so that means compare alike."""
+    have = rows.groupby(["V", "compressor"])["seed"].agg(set)
+    shared = have.groupby("V").agg(lambda sets: set.intersection(*sets))
+    return rows[[row.seed in shared[row.V] for row in rows.itertuples()]]
+
+
 def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
     """Cells, and this compressor's again as it scored on shuffled questions.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vtc import compressors, cost, data
+from vtc import cost, data
 from vtc.evaluation import compare
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import exam
@@ -58,9 +58,8 @@ def _sizes(p: Profile, V: int, *names: str) -> str:
 
 
 def _source(*names: str) -> str:
-    kinds = {name: compressors.entry(name).options.get("source") for name in names}
-    usual = {"quecc": "llm_last", "lookup": "embeddings"}
-    return "reads " + ", ".join(f"{name}: {kinds[name] or usual[name]}" for name in names)
+    passes = {name: cost.traits(name)["question_pass"] or "none" for name in names}
+    return "the LLM's pass over the question: " + ", ".join(f"{name} {kind}" for name, kind in passes.items())
 
 
 def _untaught(p: Profile) -> tuple:

@@ -1,4 +1,4 @@
-"""Does a token look where the question points? Two numbers from the attention maps of many test images.
+"""Does a token look where the question points? Three numbers from the attention maps of many test images.
 
 Each image is asked several questions, each about one mark. If maps do not depend on the question, two maps of
 an image are the same, and the mark that is asked for gets as much weight as the marks of the others.

@@ -14,7 +14,7 @@ from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import FAMILIES as TASKS_OF
 from vtc.evaluation.exam import OUTSIDE, Exam
 from vtc.evaluation.scores import FAMILIES
-from vtc.profiles import Profile
+from vtc.profiles import NO_IMAGE, Profile
 
 PANEL = "outside the law"
 FAMILY_OF = {task: FAMILIES[family] for family, tasks in TASKS_OF.items() for task in tasks}
@@ -85,8 +85,7 @@ def slope_table(rows: pd.DataFrame, of: Columns = OF_FAMILIES) -> pd.DataFrame:
 
 
 def turned(rows: pd.DataFrame, twin: pd.DataFrame) -> pd.DataFrame:
-    """The same two kinds of question in the world and in its flipped twin: how the error of each depends on
-    ln N and ln V.
+    """Two kinds of question in the world and in its flipped twin: slopes of their errors in ln N and ln V.
 
     facts: in the world about one of a few large marks, all facts (`know`); in the twin about one of many
     small marks, few facts (`fact`). reading: a small mark (`read`). The same LLMs and V in both. Columns:
@@ -176,9 +175,9 @@ def _seed_spread(error: pd.DataFrame) -> float:
 def updates(p: Profile) -> str:
     """How many steps of the instruct stage each V sees."""
     seen = [V for V in p.V if V]
-    share = p.recipe.instruct.steps / (len(seen) + (0 in p.V) / 3)
+    share = p.recipe.instruct.steps / (len(seen) + (0 in p.V) * NO_IMAGE)
     first = f"{p.recipe.instruct.steps:,} steps of the instruct stage, about {share:,.0f} of them at each V"
-    return first + (f" and {share / 3:,.0f} without an image" if 0 in p.V else "")
+    return first + (f" and {share * NO_IMAGE:,.0f} without an image" if 0 in p.V else "")
 
 
 def winners_table(rows: pd.DataFrame, texts: tuple[int, ...]) -> pd.DataFrame:

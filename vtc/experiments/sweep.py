@@ -135,7 +135,7 @@ def measure(p: Profile, case: dict) -> dict[str, object]:
         "scores": pack(scores),
         "shuffled": pack(wrong),
         "attention_map": attention_map(p, model) if drawn else "",
-        **(looks(p, model) if drawn and case.compressor != SWEPT else {}),
+        **(looks(p, model) if drawn and model.compressor.needs_question else {}),  # other maps never move
         **{"device": machine.device_name(on), "dtype": "bf16" if in_bf16(on, d) else "float32"},
         **{"tower_hash": _tower_hash(p), "llm_hash": _llm_hash(p, case.size, case.seed)},
     }

@@ -110,7 +110,7 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerCha
     chart = alt.layer(grey.encode(tooltip=list(CELL)), line, words).encode(_paid("mflop"), OVERALL)
     count = f"{len(named)} of {len(every)}: no other is as good for as little"
     where = count, figures.provenance(rows, p)
-    return figures.titled(chart, "The whole zoo at equal operations", *where, width=560, height=380)
+    return figures.titled(chart, "All that are recorded, at equal operations", *where, width=560, height=380)
 
 
 def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
@@ -123,7 +123,10 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
     x = figures.error("error, mean of both families", alt.X)
     marks = alt.Chart(frame).mark_point(size=95, opacity=0.9)
     title = f"At V = {most}, {order.index[0]} has the least error, {order.iloc[0]:.2f}"
-    said = f"the whole zoo, sorted by its error at V = {most}", figures.provenance(rows, p)
+    said = (
+        f"all {len(order)} that are recorded, sorted by their error at V = {most}",
+        figures.provenance(rows, p),
+    )
     chart = marks.encode(names, x, alt.Color("V:O", title="V"), tooltip=["compressor", "V", "error"])
     return figures.titled(chart, title, *said, width=430, height=22 * len(order))
 

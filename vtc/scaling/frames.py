@@ -14,6 +14,7 @@ import pandas as pd
 from vtc import InputError, cost
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
+from vtc.evaluation.summary import slopes as seed_slopes
 from vtc.scaling.checks import slopes, summary
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import frontier, v_star, v_star_interval
@@ -186,10 +187,10 @@ def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
     """
     few, found = rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))], []
     for (name, family), part in ((key, few[few["compressor"] == key[0]]) for key in _pairs(few)):
-        slopes = np.array([_log_slopes(seed, family) for _, seed in part.groupby("seed")])
-        ends = [mean_interval(column)[:3] for column in slopes.T]
+        logs = seed_slopes(part.assign(log=np.log(part[f"error_{family}"])), {family: "log"})
+        ends = [mean_interval(-logs[along])[:3] for along in ("with N", "with V")]
         f = fit(sweep(part, family).cells)
-        row = {"family": FAMILIES[family], "compressor": name, "seeds": len(slopes), "R2": f.r2}
+        row = {"family": FAMILIES[family], "compressor": name, "seeds": len(logs), "R2": f.r2}
         for letter, (mean, low, high) in zip(("alpha", "beta"), ends):
             row |= {letter: mean, f"{letter}_low": low, f"{letter}_high": high}
         found.append(row | {"V*": float(v_star(f.law, Q)) if not f.fault else np.nan, "fault": f.fault})
@@ -200,12 +201,6 @@ def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """(compressor, family) of compressors with at least two LLMs and two V."""
     several = rows.groupby("compressor")[["N", "V"]].nunique().min(axis=1) > 1
     return [(name, family) for family in FAMILIES for name in several.index[several]]
-
-
-def _log_slopes(cells: pd.DataFrame, family: str) -> np.ndarray:
-    """One seed's cells -> minus the slopes of ln error in ln N and in ln V."""
-    X = np.column_stack([np.ones(len(cells)), np.log(cells["N"]), np.log(cells["V"])])
-    return -np.linalg.lstsq(X, np.log(cells[f"error_{family}"]), rcond=None)[0][1:]
 
 
 def table(rows, digits: int = 4, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import torch
 from vtc import InputError
 from vtc.models.chat import answer_ids, prefix_length, question_ids
 from vtc.models.prompt import Packed, asked, conversation, pack
-from vtc.profiles import Schedule
+from vtc.profiles import NO_IMAGE, Schedule
 from vtc.training.device import Batch, Share
 
 
@@ -82,7 +82,7 @@ def batches(
     processes together are one process's batch. budgets: each step draws its V from these, no image (0) a
     third as often as any other.
     """
-    often = np.array([1.0 if V else 1 / 3 for V in budgets])
+    often = np.array([1.0 if V else NO_IMAGE for V in budgets])
 
     def batch(step: int, share: Share) -> Batch:
         rng = np.random.default_rng([*key, step])

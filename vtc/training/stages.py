@@ -36,7 +36,7 @@ from vtc import InputError, compressors, data
 from vtc.compressors.base import Features
 from vtc.models.llm import make_llm, make_tokenizer, tokenizer_of
 from vtc.models.vlm import VLM, VLMConfig, text_model
-from vtc.profiles import Profile, Recipe
+from vtc.profiles import NO_IMAGE, Profile, Recipe
 from vtc.shapes import LLMShape
 from vtc.training import features
 from vtc.training.batches import Bank, batches
@@ -128,7 +128,7 @@ def _train(p: Profile, case: Case, budgets: tuple[int, ...]) -> tuple[VLM, dict[
     """budgets: each step draws its V from these, no image (0) a third as often as any other."""
     r, model, folder = p.recipe, build(p, case), checkpoints(p, case)
     d = model.llm.config.hidden_size
-    often = {V: 1.0 if V else 1 / 3 for V in budgets}
+    often = {V: 1.0 if V else NO_IMAGE for V in budgets}
     lessons = ImageLessons(
         data.scenes_of(p, "train"), data.Facts(p.world), Reader(model.tokenizer),
         features.features(p, "train", **model.compressor.of_tower), case.seed, r.instruct.batch,
