@@ -41,7 +41,7 @@ site: $(READY)
 	for notebook in notebooks/*.ipynb; do sed 's#(\.\./docs/#(../#g' $$notebook > build/book/$$notebook; done
 	cp figures/laptop/planner.html build/book/extra/planner_page.html && cp docs/site.* docs/icon.svg build/book/static/
 	npm install --silent --no-audit --no-fund --prefix build/npm mathjax@4
-	cp -r build/npm/node_modules/mathjax/tex-svg.js build/npm/node_modules/mathjax/sre build/book/static/mathjax/
+	cp -r build/npm/node_modules/mathjax/tex-svg.js build/npm/node_modules/mathjax/a11y build/book/static/mathjax/
 	$(BIN)/sphinx-build -W --keep-going -q -b html build/book build/site
 	@echo "open build/site/index.html"
 

@@ -9,6 +9,14 @@ nb_execution_mode = "off"  # shown as committed
 myst_enable_extensions = ["deflist", "dollarmath", "amsmath"]
 myst_heading_anchors = 3
 mathjax_path = "mathjax/tex-svg.js"  # our own copy: no request leaves the site
+# formulae are read aloud from MathML; spoken text comes from a worker, which no file:// page may start
+mathjax4_config = {
+    "options": {
+        "menuOptions": {
+            "settings": {"assistiveMml": True, "speech": False, "braille": False, "enrich": False}
+        }
+    }
+}
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 html_theme = "sphinx_book_theme"
