@@ -149,6 +149,10 @@ def test_plan_writes_n_and_v_with_intervals(tmp_path, capsys):
     assert made["V_opt"] == pytest.approx((50 + 32) / (4.697 - 1), rel=0.01)
     assert len(made["choices"]) == 5 * len(GRID_TOKENS)
     assert "extrapolation" in said  # 14B was never fitted
+    near = made["best_within"]  # beside it stands the best choice that the law has seen the like of
+    assert near["N"] <= 7 and f"within what the law has seen: N = {near['N']:g}B, V = {near['V']}" in said
+    seen = [c for c in made["choices"] if c["fits"] and c["within"] == "interpolation"]
+    assert near["error"] == min(c["error"] for c in seen)
 
 
 def test_ocr_is_told_to_take_what_fits(capsys):

@@ -102,6 +102,11 @@ class Plan:
         """The choice of least predicted error that fits; None when none does."""
         return self.choices[0] if self.choices and self.choices[0].fits else None
 
+    @property
+    def best_within(self) -> Choice | None:
+        """The best of those that fit and lie within the N and V of the law's points."""
+        return next((c for c in self.choices if c.fits and c.within == "interpolation"), None)
+
 
 def shapes(N, trailing: int = 0) -> cost.LLMShape:
     """LLM shapes of nominal sizes N (c,) as one of arrays: presets, and what lies between them."""
@@ -180,9 +185,12 @@ def card(made: Plan, top: int = 8) -> list[str]:
             f"fastest: {near.N:g}B, V = {near.V}, {near.ttft_ms:.1f} ms, {near.memory_gb:.1f} GB",
         ]
     lines += [
-        f"recommended: N = {best.N:g}B{_ends(made.N_interval)}, V = {best.V}{_ends(made.V_interval)}, error "
-        f"{best.error:.3f}{_ends((best.error_lo, best.error_hi), 3)} ({best.within}), best in "
-        f"{best.p_best:.0%} of the draws",
+        f"recommended: N = {best.N:g}B{_ends(made.N_interval)}, V = {best.V}{_ends(made.V_interval)}, "
+        f"{_error(best)} ({best.within}), best in {best.p_best:.0%} of the law's draws",
+    ]
+    if (near := made.best_within) not in (None, best):
+        lines.append(f"within what the law has seen: N = {near.N:g}B, V = {near.V}, {_error(near)}")
+    lines += [
         "     N     V  error     95 %         ttft ms  total ms  mem GB  binds      tightest     P(best)",
     ]
     shown = [c for c in made.choices if c.fits][:top]
@@ -204,6 +212,10 @@ def card(made: Plan, top: int = 8) -> list[str]:
     return lines
 
 
+def _error(c: Choice) -> str:
+    return f"error {c.error:.3f}{_ends((c.error_lo, c.error_hi), 3)}"
+
+
 def _ends(ends, digits: int | None = None) -> str:
     if ends is None or math.isinf(ends[0]):
         return ""
@@ -223,5 +235,6 @@ def as_dict(made: Plan) -> dict:
         out |= {name: finite(value), f"{name}_lo": finite(low), f"{name}_hi": finite(high)}
     out |= {"V_opt_words": words(f.law, *text), "status": f.status, "fault": f.fault}
     out["within"] = best.within if best else None
+    out["best_within"] = vars(made.best_within) if made.best_within else None
     asked = {k: list(v) if isinstance(v, tuple) else finite(v) for k, v in vars(made.request).items()}
     return out | {"request": asked, "choices": [vars(c) for c in made.choices]}
