@@ -22,7 +22,9 @@ from vtc.models.hf_tower import HFTower
 from vtc.models.tower import load_checkpoint
 from vtc.models.vlm import VLM, VLMConfig
 from vtc.training import checkpoints, user_data
-from vtc.training.batches import Bank, Question
+from vtc.training.batches import Bank, Question, batches
+from vtc.training.lessons import InCaption
+from vtc.training.loop import Stage, fit
 from vtc.training.stages import Case
 
 P = profiles.get("smoke")
@@ -271,6 +273,63 @@ def test_train_and_evaluate_on_the_command_line(
     model, own = VLM.from_pretrained(tmp_path / "out"), hf.AutoModelForCausalLM.from_pretrained(given[0])
     assert all(torch.equal(p, q) for p, q in zip(model.llm.parameters(), own.parameters()))  # frozen
     assert model.tower.shape.g == side // 8 and not list((tmp_path / "runs").rglob("*.part"))
+
+
+def test_tokens_become_the_words_of_captions_without_running_the_llm(tmp_path):
+    """Four planted images: each token then stands nearest to its own caption, at the LLM's length."""
+    words = chat.ready(hf.AutoTokenizer.from_pretrained(llm_folder(tmp_path)))
+    own = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = VLMConfig(llm=own.config.to_dict(), tower=asdict(P.tower), grid=P.g, compressor="pool", tokens=4)
+    model = VLM(config, own, words)
+    told = [Question(i, "what?", f"a {word}") for i, word in enumerate(("cat", "dog", "bus", "hut"))]
+    captions, seen = Bank(told, words), Features(last=torch.randn(4, P.s, P.tower.d))
+    learner = InCaption(model, captions)
+    packed = captions.pack([[i] for i in range(4)])
+    embed = own.get_input_embeddings()
+    sums = torch.stack(
+        [embed(torch.tensor(ids)).sum(0) for ids in chat.answer_ids(words, [q.answer for q in told])]
+    )
+    wanted = torch.nn.functional.normalize(sums - sums.mean(0), dim=-1)
+    assert torch.allclose(learner.target(packed), wanted, atol=1e-5)
+    twice = learner.target(captions.pack([[0, 0], [1, 2]]))  # two captions of an image: the words of both
+    assert torch.allclose(twice[0], wanted[0], atol=1e-5) and (twice[1] @ wanted.T).argsort()[2:].sum() == 3
+
+    own.model.register_forward_pre_hook(lambda *_: pytest.fail("the LLM was run"))
+    stage = Stage("align", 150, 3e-3, ("model.compressor", "model.projector"), 200)
+    notes = fit(learner, stage, batches(captions, profiles.Schedule(150, 8, 3e-3), (0, 1), seen), None)
+    z = model.encode_image(seen).detach()
+    assert notes["loss"] < 0.1 and ((z - embed.weight.mean(0)) @ wanted.T).argmax(-1).tolist() == [
+        [i] * 4 for i in range(4)
+    ]
+    assert z.norm(dim=-1).mean().item() == pytest.approx(embed.weight.norm(dim=-1).mean().item(), rel=0.1)
+    assert learner(packed, seen).item() == pytest.approx(
+        learner(captions.pack([[0]]), seen[[0]]).item(), abs=0.1
+    )
+
+
+def test_align_by_words_on_the_command_line(tmp_path, talk, capsys, monkeypatch):
+    """The tokens that it leaves are its caption's words; another first stage leaves others."""
+    monkeypatch.setenv("VTC_RUNS", str(tmp_path / "runs"))
+    given = taught_folder(tmp_path / "llm"), tower_folder(tmp_path / "tower")
+    words = [
+        "train",
+        "--profile",
+        "smoke",
+        *talk,
+        "--align",
+        "words",
+        "--tokens",
+        "4",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert vtc([*words, "--tower", str(given[1])]) == 2 and "--llm" in capsys.readouterr().err
+    words += ["--tower", str(given[1]), "--llm", str(given[0])]
+    assert vtc([*words, "--shard"]) == 2 and "--shard" in capsys.readouterr().err
+    assert vtc([*words, "--steps", "150", "150", "--batch", "2", "--lr", "3e-3", "1e-2"]) == 0
+    assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--json", str(tmp_path / "row.json")]) == 0
+    how = json.loads((tmp_path / "row.json").read_text())
+    assert how["score"] == 1.0 and how["training"]["align"]["batch"] == P.recipe.align.batch
 
 
 def test_a_model_brings_the_tower_of_a_folder_with_it(tmp_path, talk, monkeypatch, capsys):

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora", action="store_true", help="the LLM learns too, by LoRA (needs peft)")
     add("--tower", metavar="FOLDER", help="open_clip's by id or folder, or a folder of CLIP or SigLIP")
     add("--captions", metavar="FILE.json", help="data of the first stage (default: --data for both)")
+    words = "first stage: each visual token becomes the words of the caption; the LLM is not run"
+    add("--align", choices=("words",), help=words)
     add("--steps", type=int, nargs=2, metavar=("A", "B"), help="of the two stages (default: the profile's)")
     add("--lr", type=float, nargs=2, metavar=("A", "B"), help="peak learning rates of the two stages")
     add("--batch", type=int, help="images a step, over all processes (default: the profile's)")
@@ -71,14 +73,14 @@ class _Config(argparse.Action):
 
 
 # for people's own data
-OWN = ("llm", "tower", "lora", "captions", "steps", "lr", "batch", "pack", "checkpointing", "shard")
+OWN = ("llm", "tower", "lora", "captions", "align", "steps", "lr", "batch", "pack", "checkpointing", "shard")
 
 
 def main(args: argparse.Namespace) -> int:
     """Train, save, and say what it was like."""
     _refuse(args)
-    base = profiles.get(args.profile)
-    p, eyes = user_data.with_checkpoints(base, args.llm, args.tower, args.lora)
+    base, by_words = profiles.get(args.profile), args.align == "words"
+    p, eyes = user_data.with_checkpoints(base, args.llm, args.tower, args.lora, by_words)
     p = _at_rates(_serving(_paced(p, args), args), args.lr)
     case = Case(args.size or p.zoo_size, max(args.tokens), args.compressor, args.seed)
     for budget in args.tokens:
@@ -98,12 +100,12 @@ def main(args: argparse.Namespace) -> int:
         model.tower = tower.pretrained(p)
     else:
         eyes = eyes or tower.pretrained(base)
-        model, notes = user_data.train(p, case, talks, eyes, learns, memory, captions)
+        model, notes = user_data.train(p, case, talks, eyes, learns, memory, captions, by_words)
     if not is_main_process():
         return 0
     model.save_pretrained(args.out)
     files.write(Path(args.out) / NOTES, json.dumps(_how(p, case, notes, args.data), indent=1))
-    shutil.rmtree(checkpoints(p, case, talks and (talks, captions)), ignore_errors=True)
+    shutil.rmtree(checkpoints(p, case, talks and (talks, captions, by_words)), ignore_errors=True)
     if args.card:
         words = {"profile": p.name, "size": case.size, "tokens": " ".join(map(str, args.tokens))}
         words |= {"compressor": case.compressor, "seed": case.seed, "out": args.out}
@@ -122,6 +124,8 @@ def _refuse(args: argparse.Namespace) -> None:
         raise InputError(f"--accumulate {args.accumulate}: give 1 or more")
     if own and not args.data and not args.check:
         raise InputError(f"{own[0]} is for your own data: give --data FILE.json and --images FOLDER")
+    if args.align and (args.shard or not args.llm):
+        raise InputError("--align words takes a trained LLM's words, and no shards: give --llm, not --shard")
     if args.lora and not args.llm:
         raise InputError("--lora adapts a trained LLM: give --llm FOLDER")
     if args.llm and not max(args.tokens) and not args.lora:
@@ -148,6 +152,7 @@ def _paced(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:
     if min(*steps, *asked.values()) < 1:
         raise InputError("--steps, --batch and --pack count from 1: give whole numbers above 0")
     align, instruct = (replace(stage, steps=n, **asked) for stage, n in zip((r.align, r.instruct), steps))
+    align = replace(r.align, steps=steps[0]) if args.align else align  # it has a batch of its own
     return replace(p, recipe=replace(r, align=align, instruct=instruct))
 
 

@@ -23,6 +23,7 @@ from vtc.data.gridqa.words import WORDS, X, Y
 from vtc.data.gridqa.world import SIDE, Scenes
 from vtc.models.prompt import NOBODY, Packed
 from vtc.models.vlm import VLM
+from vtc.training.batches import Bank
 from vtc.training.device import Batch, Share
 
 # Weights of the tasks read, fact, chain, land. Text has its facts from lessons of their own.
@@ -185,6 +186,38 @@ class InWords(nn.Module):
     def first(self) -> tuple[int, int]:
         """Token ids of the first names of columns and rows."""
         return tuple(self.model.tokenizer.convert_tokens_to_ids([X[0], Y[0]]))
+
+
+class InCaption(nn.Module):
+    """A VLM whose visual tokens should be, to its LLM, the words of their image's caption: the align stage.
+
+    The target of each token is m + r u. u has length 1 and the direction of the sum of the embeddings of the
+    caption's tokens, less the mean of that sum over all captions, for what they share ("a") tells nothing of
+    an image. m is the mean of all embeddings, without which an LLM takes u for no word, and r gives the
+    target the length that embeddings have. The LLM is not run. Answers to questions are captions too.
+    """
+
+    def __init__(self, model: VLM, captions: Bank) -> None:
+        super().__init__()
+        self.model, embed = model, model.llm.get_input_embeddings().weight.detach().float()
+        said = np.concatenate([row.ids[row.weight > 0] for row in captions.rows])
+        often = torch.from_numpy(np.bincount(said, minlength=len(embed))).to(embed)  # (vocabulary,)
+        self.register_buffer("common", often @ embed / len(captions.rows), persistent=False)  # (d,)
+        self.register_buffer("middle", embed.mean(0), persistent=False)  # m (d,)
+        self.r = (embed.norm(dim=-1).mean() ** 2 - self.middle.norm() ** 2).sqrt().item()
+
+    def forward(self, packed: Packed, features: Features, V: int | None = None) -> Tensor:
+        """The mean over visual tokens of their squared distance to the target, in units of r."""
+        model, packed = self.model if V is None else self.model.at(int(V)), packed.to(self.model.device)
+        z = model.encode_image(model.here(features), packed).float()  # (b, m V, d), m = 1 if not steered
+        return ((z - self.middle) / self.r - self.target(packed)[:, None]).square().sum(-1).mean()
+
+    @torch.no_grad()
+    def target(self, packed: Packed) -> Tensor:
+        """Packed captions (b, t) -> u of their images (b, d)."""
+        words = self.model.llm.get_input_embeddings()(packed.ids).float() * (packed.weight > 0)[..., None]
+        captions = (packed.lengths > 0).sum(1, keepdim=True)  # (b, 1) of each image
+        return F.normalize(words.sum(1) - captions * self.common, dim=-1)
 
 
 class Distilled(nn.Module):

@@ -41,7 +41,7 @@ from vtc.shapes import LLMShape
 from vtc.training import features
 from vtc.training.batches import Bank, batches
 from vtc.training.checkpoints import build_once, notes_of
-from vtc.training.lessons import Distilled, ImageLessons, InWords, Reader, TextLessons
+from vtc.training.lessons import Distilled, ImageLessons, InCaption, InWords, Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
 from vtc.training.memory import NOTHING_SPARED, Memory
@@ -201,11 +201,13 @@ def align_and_instruct(
     folder: Path,
     llm: tuple[str, ...] = ("llm",),
     memory: Memory = NOTHING_SPARED,
+    by_words: bool = False,
 ) -> tuple[VLM, dict[str, float]]:
     """Both stages on people's own images, whose features are `seen`; checkpoints go to `folder`.
 
     llm: names under the model that learn besides in the second stage; none where the LLM stays frozen. Each
     step of a nested compressor draws its V, as in MQT (arXiv 2405.19315); 0 among them where the LLM learns.
+    by_words: the first stage makes tokens the words of captions, as `InCaption` does, and runs no LLM.
     """
     r, d, entry = p.recipe, model.llm.config.hidden_size, compressors.entry(case.compressor)
     guided = case.V > 0 and entry.distilled
@@ -217,7 +219,12 @@ def align_and_instruct(
     if case.V:  # without an image there is nothing to align
         first = (model.compressor.aligns_at,) if model.compressor.aligns_at else ()
         batch = batches(captions, r.align, (case.seed, ALIGN), seen, shown or first)
-        aligned = fit(learner, _stage(r, "align", d, between), batch, folder, memory)
+        stage = _stage(r, "align", d, between)
+        if by_words:  # a small model's work, by its optimiser
+            trains = "model.compressor", "model.projector"
+            aligned = fit(InCaption(model, captions), replace(stage, trains=trains, muon=True), batch, folder)
+        else:
+            aligned = fit(learner, stage, batch, folder, memory)
     batch = batches(questions, r.instruct, (case.seed, INSTRUCT), seen, budgets if llm else shown)
     stage = _stage(r, "instruct", d, (*between, *(root + name for name in llm)))
     last = fit(learner, stage, batch, folder, memory)

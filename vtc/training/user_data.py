@@ -27,12 +27,17 @@ LEARNS = ("all", "frozen", "lora")  # of the LLM, in the second stage
 
 
 def with_checkpoints(
-    p: Profile, llm: str | None = None, eyes: str | None = None, lora: bool = False
+    p: Profile,
+    llm: str | None = None,
+    eyes: str | None = None,
+    lora: bool = False,
+    by_words: bool = False,
 ) -> tuple[Profile, nn.Module | None]:
     """The profile with an LLM and a tower by id or folder, and that tower; what is not given stays.
 
     A given LLM is trained as LLaVA's are (arXiv 2310.03744): AdamW, 1e-3 for what is new, 2e-4 beside LoRA.
-    Raises InputError where there is no such LLM or tower.
+    by_words: a first stage that does not run the LLM keeps the profile's schedule. Raises InputError where
+    there is no such LLM or tower.
     """
     if llm is not None:
         size, r = shape_of(_absolute(llm)), p.recipe
@@ -40,6 +45,7 @@ def with_checkpoints(
         instruct = replace(r.instruct, lr=2e-4 if lora else 1e-3)
         if r.text is not None:  # a small machine's recipe
             align, instruct = (_at_most(s, *most) for s, most in zip((align, instruct), MOST))
+        align = r.align if by_words else align
         how = {
             "width": None,
             "warmup": 0.03,
@@ -73,13 +79,14 @@ def train(
     learns: str = "all",
     memory: Memory = NOTHING_SPARED,
     captions: list[data.Conversation] | None = None,
+    by_words: bool = False,
 ) -> tuple[VLM, dict[str, float]]:
     """Align and instruct on these conversations; learns: one of `LEARNS`. eyes: a tower, else the profile's.
 
-    captions: what the first stage learns from; None: the same. Entries without an image are left
-    out; a turn is learnt behind those before it. A checkpoint's LLM brings its own tokenizer; otherwise the
-    LLM is fresh and its words are those of the data. Raises InputError where no entry has an image or a
-    question is too short.
+    captions: what the first stage learns from; None: the same. by_words: see `align_and_instruct`. Entries
+    without an image are left out; a turn is learnt behind those before it. A checkpoint's LLM brings its own
+    tokenizer; otherwise the LLM is fresh and its words are the data's. Raises InputError where no entry
+    has an image or a question is too short.
     """
     size, shown = p.size(case.size), _with_image(talks)
     told = shown if captions is None else _with_image(captions)
@@ -101,8 +108,8 @@ def train(
     seen = features.of_user_images(p, eyes, list(images), **model.compressor.of_tower)
     adapted = with_lora(model.llm) if learns == "lora" else None
     names = {"all": ("llm",), "frozen": (), "lora": tuple(_adapters(model))}[learns]
-    folder = checkpoints(p, case, (talks, captions))
-    model, notes = align_and_instruct(p, case, model, seen, first, bank, folder, names, memory)
+    folder = checkpoints(p, case, (talks, captions, by_words))
+    model, notes = align_and_instruct(p, case, model, seen, first, bank, folder, names, memory, by_words)
     if adapted is not None:
         model.llm = adapted.merge_and_unload()  # W + B A: an LLM like any other again
     return model, notes
