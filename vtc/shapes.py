@@ -137,12 +137,6 @@ class TowerShape:
         ins, outs = (3, *self.stem), (*self.stem, self.d)
         return [(9 * i, o, 4.0 ** (len(outs) - 1 - k)) for k, (i, o) in enumerate(zip(ins, outs))]
 
-    @classmethod
-    def saved(cls, fields: dict, g: int) -> TowerShape:
-        """The shape in a saved config; older ones hold training numbers (passed over) and no pixels."""
-        own = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{"pixels": g * fields["patch"]} | {k: v for k, v in fields.items() if k in own})
-
 
 @dataclass(frozen=True)
 class WorldConfig:

@@ -95,19 +95,11 @@ def shapes(c: dict) -> tuple[cost.LLMShape, cost.TowerShape]:
     if ":" in name:
         profile, _, size = name.partition(":")
         return replace(profiles.get(profile).size(size), vocab=WORDS), tower
-    return (_checkpoint_shape(name) if "/" in name or Path(name).is_dir() else cost.llm(name)), tower
+    if "/" in name or Path(name).is_dir():
+        from vtc.models.llm import shape_of
 
-
-def _checkpoint_shape(name: str) -> cost.LLMShape:
-    from transformers import AutoConfig
-
-    try:
-        k = AutoConfig.from_pretrained(name)
-        heads, kv = k.num_attention_heads, k.num_key_value_heads
-        wide = (k.num_hidden_layers, k.hidden_size, k.intermediate_size, heads, kv, k.vocab_size)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"LLM {name!r} could not be read ({str(error).splitlines()[0]})") from None
-    return cost.LLMShape(name, *wide, tied=bool(k.tie_word_embeddings), bias=k.model_type == "qwen2")
+        return shape_of(name), tower
+    return cost.llm(name), tower
 
 
 def needs(c: dict, V: int | None = None) -> float:

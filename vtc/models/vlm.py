@@ -53,7 +53,7 @@ class VLMConfig(PreTrainedConfig):
     @property
     def shape(self) -> TowerShape | None:
         """The tower's, if the model has one."""
-        return TowerShape.saved(self.tower, self.grid) if self.tower else None
+        return TowerShape(**self.tower) if self.tower else None
 
 
 class VLM(PreTrainedModel):

@@ -18,7 +18,6 @@ goes on as the power law through all points, and the prediction is labelled an e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,27 +133,6 @@ def _label(know: Marginal, see: Marginal, N0: float, N: float, V: float) -> str:
         return "extrapolation"
     there = np.isclose(see.at, V).any() and np.isclose(N, N0)
     return "measured marginal" if there else "interpolation"
-
-
-def compared(
-    predicted: list[Mapping], measured: Mapping[tuple[float, float], float]
-) -> dict[str, dict[str, float]]:
-    """Predictions beside measured errors {(N, V): error} -> per form: cells, mean and worst relative miss,
-    share in.
-
-    `inside` is the share of cells whose measured error lies in the predicted interval.
-    """
-    out = {}
-    for form in FORMS:
-        rows = [row for row in predicted if row["form"] == form and (row["N"], row["V"]) in measured]
-        if not rows:
-            continue
-        truth = np.array([measured[row["N"], row["V"]] for row in rows])
-        miss = np.abs(np.array([row["error"] for row in rows]) - truth) / np.maximum(truth, 0.01)
-        within = [row["low"] is not None and row["low"] <= y <= row["high"] for row, y in zip(rows, truth)]
-        out[form] = {"cells": len(rows), "mean_miss": float(miss.mean()), "worst_miss": float(miss.max())}
-        out[form]["inside"] = float(np.mean(within))
-    return out
 
 
 def read(path: str | Path, name: str, unit: str = "billions") -> dict[str, Marginal]:
