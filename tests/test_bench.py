@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,21 @@ def test_this_machine_as_it_was_clocked(tmp_path, monkeypatch):
         )
 
 
-def test_out_of_memory_is_a_row_and_the_sweep_goes_on():
-    c = benchmark.case(LLM, (16,), **SMALL)
-    rows = benchmark.measure(c, memory_gb=0.02)  # less than one matrix takes
+def test_out_of_memory_is_a_row_and_the_sweep_goes_on(monkeypatch):
+    """The case's own process may take 20 MB more than it has, less than one matrix takes."""
+    limited = """
+import json, resource, sys
+from pathlib import Path
+from vtc.benchmark import process, stages
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = int(pages * resource.getpagesize() + 2e7)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+sys.exit(process._serve(json.loads(sys.argv[1])))
+"""
+    run = subprocess.run
+    in_a_small_room = lambda words, **how: run([words[0], "-c", limited, words[-1]], **how)  # noqa: E731
+    monkeypatch.setattr(process.subprocess, "run", in_a_small_room)
+    rows = benchmark.measure(benchmark.case(LLM, (16,), **SMALL))
     assert [(row["tokens"], row["status"]) for row in rows] == [(16, benchmark.OUT_OF_MEMORY)]
 
 
@@ -216,7 +229,7 @@ def test_only_the_v_that_do_not_fit_are_lost(monkeypatch, fits_alone):
     """The largest V is clocked alone where all together take too much; lost only if that fails as well."""
     tried = []
 
-    def clocked(c, V, memory_gb):
+    def clocked(c, V):
         tried.append(V.copy())
         room = 144 not in V or (fits_alone and len(V) == 1)
         return [{"tokens": v, "status": "ok"} for v in V] if room else None

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from vtc.benchmark.cases import OUT_OF_MEMORY, needs, tokens
 from vtc.machine import device_name, die_with, free_bytes, is_out_of_memory
@@ -14,7 +13,7 @@ from vtc.machine import device_name, die_with, free_bytes, is_out_of_memory
 KILLED, LOST = -9, 3  # what a process returns that the system killed, or that found no memory
 
 
-def measure(c: dict, memory_gb: float | None = None) -> list[dict]:
+def measure(c: dict) -> list[dict]:
     """Clocks one case in a fresh process -> a row a V, compressor and stage.
 
     Where memory runs out, the largest V is clocked by itself and the others without it; if it does not fit
@@ -23,20 +22,20 @@ def measure(c: dict, memory_gb: float | None = None) -> list[dict]:
     left = [V for V in tokens(c) if c["on"] != "cpu" or needs(c, V) <= free_bytes("cpu")]
     rows: list[dict] = []
     while left:
-        if (found := _clocked(c, left, memory_gb)) is not None:
+        if (found := _clocked(c, left)) is not None:
             rows += found
             break
         largest = left.pop()
-        rows += (_clocked(c, [largest], memory_gb) or []) if left else []
+        rows += (_clocked(c, [largest]) or []) if left else []
     lost = [V for V in tokens(c) if V not in {row["tokens"] for row in rows}]
     said = {"stage": "all", "status": OUT_OF_MEMORY, "device": device_name(c["on"])}
     return rows + [{"tokens": V, **said, "needs_bytes": needs(c, V)} for V in lost]
 
 
-def _clocked(c: dict, V: list[int], memory_gb: float | None) -> list[dict] | None:
+def _clocked(c: dict, V: list[int]) -> list[dict] | None:
     """The rows of a case at these V from a process of its own; None where its memory ran out."""
     c = c | {"V": " ".join(map(str, V))}
-    words = [sys.executable, "-m", "vtc.benchmark.process", json.dumps(c), str(memory_gb or "")]
+    words = [sys.executable, "-m", "vtc.benchmark.process", json.dumps(c)]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"VTC_PROGRESS": "off"})
     if done.returncode in (KILLED, LOST):
         return None
@@ -45,13 +44,11 @@ def _clocked(c: dict, V: list[int], memory_gb: float | None) -> list[dict] | Non
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def _serve(c: dict, memory_gb: str) -> int:
+def _serve(c: dict) -> int:
     """The child: prints the rows of the case as lines of JSON."""
     die_with(os.getppid())
     from vtc.benchmark.stages import Bench
 
-    if memory_gb:
-        _limit(float(memory_gb) * 1e9)
     try:
         rows = Bench(c).rows()
     except Exception as error:
@@ -63,14 +60,5 @@ def _serve(c: dict, memory_gb: str) -> int:
     return 0
 
 
-def _limit(extra: float) -> None:
-    """Lets this process take so many bytes more than it has, and no more."""
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = int(pages * resource.getpagesize() + extra)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
 if __name__ == "__main__":
-    sys.exit(_serve(json.loads(sys.argv[1]), sys.argv[2]))
+    sys.exit(_serve(json.loads(sys.argv[1])))
