@@ -24,20 +24,20 @@ P = profiles.get("smoke")
 
 
 def test_code_is_shown_as_it_is_written():
-    shown = lesson.show(middle, TokenPacker.queries).text
+    shown = lesson.show(middle, TokenPacker.queries).forms["text/plain"]
     whole = inspect.getsource(middle)
     assert whole.startswith(shown.splitlines()[0]) and '"""' not in shown
     code = [line for line in shown.splitlines() if line.strip()]
     assert set(code) <= {
         line.removeprefix("    ") for line in inspect.getsource(TokenPacker.queries).splitlines()
     } | set(whole.splitlines())
-    assert lesson.show(middle, docs=True).text == whole.rstrip()
+    assert lesson.show(middle, docs=True).forms["text/plain"] == whole.rstrip()
     assert shown.count("\ndef ") + shown.startswith("def ") == 2
 
 
 def test_what_is_shown_still_compiles():
     for part in (QueCC, QueCC.queries, TokenPacker.compress, middle):
-        compile(lesson.show(part).text, "shown", "exec")
+        compile(lesson.show(part).forms["text/plain"], "shown", "exec")
 
 
 def test_a_notebook_gets_coloured_code():
@@ -85,7 +85,7 @@ def test_what_is_written_out_computes_what_the_package_does(name, tokens):
         )
     else:
         assert torch.allclose(plain.tokenpacker(one, features), one(features), atol=2e-4)
-    assert len(lesson.show(getattr(plain, name), docs=True).text.splitlines()) <= 15
+    assert len(lesson.show(getattr(plain, name), docs=True).forms["text/plain"].splitlines()) <= 15
 
 
 def test_a_long_table_is_folded_after_its_first_rows():

@@ -30,18 +30,19 @@ LETTERS = {  # what a forward pass makes, in order, and its axes
 
 
 @dataclass(frozen=True)
-class Source:
-    """Code to be read; a notebook shows it coloured."""
+class Shown:
+    """What a notebook shows, in the forms that it may choose from."""
 
-    text: str
+    forms: dict[str, str]  # kind of content -> content
 
-    def _repr_mimebundle_(self, **_: object) -> dict:
-        return {"text/markdown": f"```python\n{self.text}\n```", "text/plain": self.text}
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return self.forms
 
 
-def show(*parts: Callable, docs: bool = False) -> Source:
+def show(*parts: Callable, docs: bool = False) -> Shown:
     """Functions, methods or classes of the package as they are written; `docs`: with their docstrings."""
-    return Source("\n\n".join(_written(part, docs) for part in parts))
+    text = "\n\n".join(_written(part, docs) for part in parts)
+    return Shown({"text/markdown": f"```python\n{text}\n```", "text/plain": text})
 
 
 def _written(part: Callable, docs: bool) -> str:
@@ -56,46 +57,24 @@ def _written(part: Callable, docs: bool) -> str:
     return "\n".join(line for line in lines if line is not None)
 
 
-@dataclass(frozen=True)
-class Table:
-    """A frame of which a reader sees the first rows; the rest is folded."""
-
-    frame: pd.DataFrame
-    rows: int
-
-    def _repr_mimebundle_(self, **_: object) -> dict:
-        first, rest = self.frame.iloc[: self.rows], self.frame.iloc[self.rows :]
-        with pd.option_context("display.max_colwidth", None):  # sentences in full
-            html, more = (part.to_html(index=False) for part in (first, rest))
-            text = first.to_string(index=False)
-        if len(rest):
-            html += f"<details><summary>{len(rest)} more rows</summary>{more}</details>"
-            text += f"\n... and {len(rest)} more rows"
-        return {"text/html": html, "text/plain": text}
-
-
-def table(frame: pd.DataFrame, rows: int = 10) -> Table:
+def table(frame: pd.DataFrame, rows: int = 10) -> Shown:
     """A frame for reading: at most `rows` rows, the others folded below them."""
-    return Table(frame, rows)
+    first, rest = frame.iloc[:rows], frame.iloc[rows:]
+    with pd.option_context("display.max_colwidth", None):  # sentences in full
+        html, more = (part.to_html(index=False) for part in (first, rest))
+        text = first.to_string(index=False)
+    if len(rest):
+        html += f"<details><summary>{len(rest)} more rows</summary>{more}</details>"
+        text += f"\n... and {len(rest)} more rows"
+    return Shown({"text/html": html, "text/plain": text})
 
 
-@dataclass(frozen=True)
-class Page:
-    """A whole offline page inside a notebook."""
-
-    html: str
-    title: str
-    height: int  # pixels
-
-    def _repr_mimebundle_(self, **_: object) -> dict:
-        style = f"width:100%;height:{self.height}px;border:1px solid #8888;background:white"
-        frame = f'<iframe title="{escape(self.title)}" style="{style}" srcdoc="{escape(self.html)}"></iframe>'
-        return {"text/html": frame, "text/plain": self.title}
-
-
-def page(path: Path, title: str, height: int = 1100) -> Page:
-    """The page of a file, shown whole; it runs by itself, without the notebook's kernel."""
-    return Page(path.read_text(encoding="utf-8"), title, height)
+def page(path: Path, title: str, height: int = 1100) -> Shown:
+    """A whole offline page of a file, so many pixels high; it runs without the notebook's kernel."""
+    style = f"width:100%;height:{height}px;border:1px solid #8888;background:white"
+    html = escape(path.read_text(encoding="utf-8"))
+    frame = f'<iframe title="{escape(title)}" style="{style}" srcdoc="{html}"></iframe>'
+    return Shown({"text/html": frame, "text/plain": title})
 
 
 def forward_pass(vlm: VLM, images: Tensor, question: str | list[int]) -> dict[str, Tensor]:
