@@ -306,7 +306,7 @@ def get(name: str, recompute: bool = False, run: str = "") -> Profile:
     if name not in PROFILES:
         raise InputError(f"profile {name!r} is not known: choose one of {', '.join(PROFILES)}")
     p = replace(PROFILES[name], recompute=recompute, run=run or os.environ.get("VTC_RUN", ""))
-    return replace(p, seeds=whole_numbers(os.environ.get("VTC_SEEDS", ""), "seeds") or p.seeds)
+    return replace(p, seeds=numbers(os.environ.get("VTC_SEEDS", ""), "seeds") or p.seeds)
 
 
 def checkout(command: str) -> Path:
@@ -318,9 +318,10 @@ def checkout(command: str) -> Path:
     return CHECKOUT
 
 
-def whole_numbers(text: str, what: str) -> tuple[int, ...]:
-    """The numbers in "0,1,2", none in an empty text; raises InputError, naming `what`, for anything else."""
+def numbers(text: str, what: str, kind: type = int) -> tuple:
+    """The numbers in "0,1,2", each once, none in an empty text; InputError, naming `what`, otherwise."""
     try:
-        return tuple(dict.fromkeys(int(number) for number in text.split(","))) if text else ()
+        return tuple(dict.fromkeys(kind(part) for part in text.replace(",", " ").split()))
     except ValueError:
-        raise InputError(f"{what} {text!r}: expected whole numbers and commas, such as 0,1,2") from None
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{what} {text!r}: expected {wanted} and commas, such as 0,1,2") from None

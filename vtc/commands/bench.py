@@ -8,7 +8,6 @@ import pandas as pd
 
 from vtc import InputError, cost, profiles
 from vtc.benchmark import STEM, against_baseline, case, check, has_cuda, measure, of_one_run, ok, throughput
-from vtc.commands import numbers
 from vtc.experiments import store
 from vtc.experiments.clock import CASES
 from vtc.files import write
@@ -41,8 +40,8 @@ def _asked(args: argparse.Namespace) -> list[dict]:
     own = {name: getattr(args, name) for name in same} | {"on": args.device, "q": min(args.q, args.Q)}
     if args.Q < 1 or args.G < 2:
         raise InputError("--Q must be at least 1 and --G at least 2 (the first token comes out of prefill)")
-    V, batches = numbers(args.V, "--V", int), numbers(args.batch, "--batch", int)
-    if not V or V[0] < 0 or not batches or batches[0] < 1:
+    V, batches = profiles.numbers(args.V, "--V"), profiles.numbers(args.batch, "--batch")
+    if min(V, default=-1) < 0 or min(batches, default=0) < 1:
         raise InputError("--V and --batch need at least one whole number each, 0 or more and 1 or more")
     if ":" in args.llm:  # an LLM of a profile sees by its tower
         own["tower"] = args.llm.partition(":")[0]

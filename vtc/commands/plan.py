@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 
 from vtc import InputError, cost
-from vtc.commands import numbers
 from vtc.files import write
+from vtc.profiles import numbers
 from vtc.scaling.checks import check_draws
 from vtc.scaling.fitting import fit
 from vtc.scaling.laws import LAWS
@@ -61,8 +61,8 @@ def _request(args) -> Request:
         **{name: getattr(args, name) for name in ("batch", "ttft_ms", "total_ms", "memory_gb", "compressor")},
         Q=args.question_tokens,
         G=args.output_tokens,
-        models=tuple(numbers(args.models, "--models")),
-        tokens=tuple(numbers(args.tokens, "--tokens", int)) or _within_reach(args.compressor),
+        models=numbers(args.models, "--models", float),
+        tokens=numbers(args.tokens, "--tokens") or _within_reach(args.compressor),
         question_pass=args.question_pass,
         dtype=args.precision,
     )

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from vtc import InputError
-from vtc.commands import numbers
 from vtc.files import write
+from vtc.profiles import numbers
 from vtc.scaling.checks import check_draws
 from vtc.scaling.marginals import Marginal, predict, read
 from vtc.scaling.scores import UNITS
@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
     scale = UNITS[args.unit]
     found = {}
     for family in shared:
-        N = [n * scale for n in numbers(args.N, "--N")] or know[family].at
-        V = numbers(args.V, "--V") or see[family].at
+        N = [n * scale for n in numbers(args.N, "--N", float)] or know[family].at
+        V = numbers(args.V, "--V", float) or see[family].at
         found[family] = predict(know[family], see[family], args.see_N * scale, N, V, args.draws)
         print("\n".join(_told(family, know[family], see[family], found[family], scale)))
     if args.json:

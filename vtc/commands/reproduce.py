@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     if Path(name).name != name or name in (".", ".."):
         raise InputError(f"--name {name}: one folder name without slashes is expected")
     profile = profiles.get(args.profile, recompute=True, run=name)
-    profile = replace(profile, seeds=profiles.whole_numbers(args.seeds, "seeds") or profile.seeds)
+    profile = replace(profile, seeds=profiles.numbers(args.seeds, "seeds") or profile.seeds)
     notebooks = sorted(reproduce.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise InputError(f"no notebooks in {reproduce.NOTEBOOKS}: run this in a checkout of the repository")

@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def asked_for(args: argparse.Namespace) -> Profile:
     """The profile with the seeds and the sets of compressors of these arguments in place of its own."""
     p = profiles.get(args.profile)
-    p = replace(p, seeds=profiles.whole_numbers(args.seeds, "seeds") or p.recorded_seeds)
-    V = profiles.whole_numbers(args.V, "V")
+    p = replace(p, seeds=profiles.numbers(args.seeds, "seeds") or p.recorded_seeds)
     if not args.zoo:
         return p
     sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
@@ -40,6 +39,7 @@ def asked_for(args: argparse.Namespace) -> Profile:
             known = ", ".join(compressors.names())
             sets = ", ".join(compressors.sets())
             raise InputError(f"--zoo {name}: choose some of {sets}, or names of {known}")
+    V = profiles.numbers(args.V, "V")
     for v in V:
         if not any(v in compressors.possible(one, p.g) for name in sets for one in members(name)):
             raise InputError(f"--V {v}: no compressor of these sets can give it on a {p.g} x {p.g} grid")
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     sizes = tuple(args.sizes.split(",")) if args.sizes else ()
     if sizes and not args.zoo:
         raise InputError("--sizes is for compressors: give --zoo too")
-    cases = zoo(p, sizes) if args.zoo else cells(p, profiles.whole_numbers(args.V, "V") or p.V)
+    cases = zoo(p, sizes) if args.zoo else cells(p, profiles.numbers(args.V, "V"))
     for case in cases:
         stages.check(p, stages.Case(**case))
     rows = table(p, cases, ZOO if args.zoo else STEM)
