@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vtc.evaluation.compare import mean_interval
+from vtc.evaluation import summary
 from vtc.evaluation.exam import Exam
 from vtc.evaluation.scores import unpack
 
@@ -51,16 +51,11 @@ def exponents(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
 
 
 def _of(rows: pd.DataFrame, regions: dict[tuple[str, str], np.ndarray]) -> pd.DataFrame:
-    scores = {row.Index: unpack(row.scores) for row in rows.itertuples()}
-    found = []
+    scores, found = np.stack([unpack(text) for text in rows["scores"]]), []  # (rows, questions)
     for (fit, rank), questions in regions.items():
-        error = pd.Series({index: 1 - each[questions].mean() for index, each in scores.items()})
-        slopes = [_slopes(part, error[part.index]) for _, part in rows.groupby("seed")]
+        error = 1 - scores[:, questions].mean(1)
         row = {"fit": fit, "rank": rank, "questions": len(questions), "error": float(error.mean())}
-        for name, values in zip(("alpha", "beta"), np.transpose(slopes)):
-            mean, low, high, _ = mean_interval(values)
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-        found.append(row)
+        found.append(row | summary.exponents(rows, error.clip(LEAST)))
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -70,9 +65,3 @@ def of_facts(rows: pd.DataFrame, made: Exam) -> pd.DataFrame:
     The flipped twin asks the same kind of question of another world, so its row can stand beside this one.
     """
     return _of(rows[rows["V"] > 0], {("every", "every"): np.flatnonzero(made.frame["kind"] == "fact")})
-
-
-def _slopes(rows: pd.DataFrame, error: pd.Series) -> tuple[float, float]:
-    X = np.column_stack([np.ones(len(rows)), -np.log(rows["N"]), -np.log(rows["V"])])
-    _, alpha, beta = np.linalg.lstsq(X, np.log(error.clip(LEAST)), rcond=None)[0]
-    return float(alpha), float(beta)

@@ -74,6 +74,18 @@ def slopes(rows: pd.DataFrame, of: Columns = OF_FAMILIES) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["family", "seed", "with N", "with V", "more with N than with V"])
 
 
+def exponents(rows: pd.DataFrame, error) -> dict[str, float]:
+    """alpha and beta of ln Y = a - alpha ln N - beta ln V, with their 95 % intervals over seeds.
+
+    error: Y of each row (n,). Fitted seed by seed: the power law without a floor, which needs no search.
+    """
+    each, row = slopes(rows.assign(log=np.log(error)), {"": "log"}), {}
+    for name, along in (("alpha", "with N"), ("beta", "with V")):
+        mean, low, high, _ = mean_interval(-each[along])
+        row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
 def slope_table(rows: pd.DataFrame, of: Columns = OF_FAMILIES) -> pd.DataFrame:
     """Slopes over seeds with their 95 % intervals (Student's t): family, slope, mean, low, high, p, seeds."""
     found = [
@@ -163,11 +175,11 @@ def steps_table(rows: pd.DataFrame) -> pd.DataFrame:
             ]
             falls, rises = sum(mean < 0 for mean, *_ in apart), sum(low > 0 for _, low, *_ in apart)
             row = {"family": name, "along": along, "V up to": up_to, "steps": len(apart)}
-            found.append(row | {"falls": falls, "rises": rises, "sd of a seed": _seed_spread(part)})
+            found.append(row | {"falls": falls, "rises": rises, "sd of a seed": seed_spread(part)})
     return pd.DataFrame(found)
 
 
-def _seed_spread(error: pd.DataFrame) -> float:
+def seed_spread(error: pd.DataFrame) -> float:
     """Standard deviation over seeds (columns), pooled over cells."""
     return float(np.sqrt(error.var(axis=1, ddof=1).mean()))
 

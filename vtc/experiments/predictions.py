@@ -16,7 +16,7 @@ import pandas as pd
 from vtc import InputError, scaling
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
-from vtc.evaluation.summary import winners
+from vtc.evaluation.summary import seed_spread, winners
 from vtc.profiles import Profile
 from vtc.scaling import frames
 from vtc.scaling.marginals import Marginal, predict
@@ -95,7 +95,7 @@ def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for family in FAMILIES:
         error = rows[rows["V"] > 0].pivot_table(index=["N", "V"], columns="seed", values=f"error_{family}")
-        spread = np.fmin(float(np.sqrt(error.var(axis=1, ddof=1).mean())), LARGEST_SPREAD)  # one seed: no sd
+        spread = np.fmin(seed_spread(error), LARGEST_SPREAD)  # one seed: no sd
         mean, sizes = error.mean(axis=1), sorted(rows["N"].unique())
         for cell in said[(said["kind"] == "cell") & (said["family"] == family)].itertuples():
             N = min(sizes, key=lambda size: abs(size - cell.N))

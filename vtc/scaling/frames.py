@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from vtc import InputError, cost
-from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
-from vtc.evaluation.summary import slopes as seed_slopes
+from vtc.evaluation.summary import exponents
 from vtc.scaling.checks import slopes, summary
 from vtc.scaling.fitting import Fit, fit
 from vtc.scaling.frontier import frontier, v_star, v_star_interval
@@ -187,12 +186,9 @@ def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
     """
     few, found = rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))], []
     for (name, family), part in ((key, few[few["compressor"] == key[0]]) for key in _pairs(few)):
-        logs = seed_slopes(part.assign(log=np.log(part[f"error_{family}"])), {family: "log"})
-        ends = [mean_interval(-logs[along])[:3] for along in ("with N", "with V")]
         f = fit(sweep(part, family).cells)
-        row = {"family": FAMILIES[family], "compressor": name, "seeds": len(logs), "R2": f.r2}
-        for letter, (mean, low, high) in zip(("alpha", "beta"), ends):
-            row |= {letter: mean, f"{letter}_low": low, f"{letter}_high": high}
+        row = {"family": FAMILIES[family], "compressor": name, "seeds": part["seed"].nunique(), "R2": f.r2}
+        row |= exponents(part, part[f"error_{family}"])
         found.append(row | {"V*": float(v_star(f.law, Q)) if not f.fault else np.nan, "fault": f.fault})
     return pd.DataFrame(found)
 
