@@ -98,13 +98,16 @@ def separability(points: Points) -> dict:
 
 
 def slopes(points: Points) -> list[dict]:
-    """The slope of ln Y on -ln V at every N, with its standard error: rows N, beta, se."""
+    """The slope of ln Y on -ln V at every N, with its standard error (infinite for two points)."""
+    from scipy.stats import linregress
+
     rows = []
     for N in np.unique(points.N):
         p = points.keep((points.N == N) & (points.V > 0) & (points.Y > 0))
         if len(np.unique(p.V)) > 1:
-            slope, se = _line(np.log(p.V), np.log(p.Y))
-            rows.append({"N": float(N), "beta": -slope, "se": se})
+            line = linregress(np.log(p.V), np.log(p.Y))
+            se = float(line.stderr) if len(p) > 2 else float("inf")
+            rows.append({"N": float(N), "beta": -float(line.slope), "se": se})
     return rows
 
 
@@ -113,24 +116,15 @@ def slope_by_size(points: Points) -> dict:
 
     Sizes are the unit: the V of a size share its LLM. NaN for fewer than three sizes.
     """
-    from scipy.special import stdtr, stdtrit
+    from scipy.stats import linregress
 
-    rows = slopes(points)
-    free = len(rows) - 2
-    if free < 1:
-        return dict.fromkeys(("slope", "lo", "hi", "p"), float("nan"))
-    slope, se = _line(np.log([row["N"] for row in rows]), np.array([row["beta"] for row in rows]))
-    half = float(stdtrit(free, 0.975)) * se
-    p = float(2 * stdtr(free, -abs(slope / se))) if se > 0 else float("nan")
-    return {"slope": slope, "lo": slope - half, "hi": slope + half, "p": p}
+    from vtc.evaluation.compare import student_interval
 
-
-def _line(x, y) -> tuple[float, float]:
-    """Least squares slope of y on x, and its standard error (infinite for two points)."""
-    x, y = x - x.mean(), y - y.mean()
-    slope = float((x * y).sum() / (x**2).sum())
-    left = float(((y - slope * x) ** 2).sum()) / max(len(x) - 2, 1)
-    return slope, float(np.sqrt(left / (x**2).sum())) if len(x) > 2 else float("inf")
+    rows, names = slopes(points), ("slope", "lo", "hi", "p")
+    if len(rows) < 3:
+        return dict.fromkeys(names, float("nan"))
+    line = linregress(np.log([row["N"] for row in rows]), [row["beta"] for row in rows])
+    return dict(zip(names, student_interval(float(line.slope), float(line.stderr), len(rows) - 2)))
 
 
 def check_draws(draws: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from vtc import cost
+from vtc.evaluation.compare import student_interval
 from vtc.scaling.scores import published_rows
 
 METHODS = ("TokenPacker", "QueCC")  # those that Table 1 gives at four V
@@ -23,8 +24,6 @@ def benchmark_betas(methods: tuple[str, ...] = METHODS) -> list[dict[str, object
     Least squares of ln(error) on ln V, one level for each compressor and one slope for both; the interval is
     Student's t of that slope.
     """
-    from scipy.stats import t as student
-
     table = [r for r in published_rows("compressors") if r["method"] in methods and r["value"]]
     rows = []
     for task in dict.fromkeys(r["task"] for r in table):
@@ -36,10 +35,9 @@ def benchmark_betas(methods: tuple[str, ...] = METHODS) -> list[dict[str, object
         found, *_ = np.linalg.lstsq(design, y, rcond=None)
         free = len(y) - design.shape[1]
         noise = ((y - design @ found) ** 2).sum() / free
-        reach = student.ppf(0.975, free) * (noise * np.linalg.inv(design.T @ design)[0, 0]) ** 0.5
-        beta = float(found[0])
-        ends = {"beta_lo": beta - reach, "beta_hi": beta + reach}
-        rows.append({"task": task, "beta": beta} | ends | {"points": len(y)})
+        error = (noise * np.linalg.inv(design.T @ design)[0, 0]) ** 0.5
+        beta, low, high, _ = student_interval(float(found[0]), error, free)
+        rows.append({"task": task, "beta": beta, "beta_lo": low, "beta_hi": high, "points": len(y)})
     return sorted(rows, key=lambda row: row["beta"])
 
 
