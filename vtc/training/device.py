@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
@@ -64,6 +66,19 @@ def bf16_is_fast(kind: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build of torch
     return kind == "cpu" and torch.backends.mkldnn.is_available() and ask is not None and bool(ask())
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors on a CPU give back, up to 1 GB, for those that come after them.
+
+    As it comes, glibc hands large blocks back to the system, and every page of the next step costs a fault:
+    a product of 1,344 x 16 and 16 x 96 takes 285 microseconds in place of 77. Elsewhere nothing happens.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_..., malloc.h
+    libc.mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
+    libc.mallopt(trim_threshold, 1 << 30)
 
 
 WIDE = 96  # from this width a CPU gains by bf16; below, conversions cost more than products save

@@ -23,7 +23,7 @@ from torch import nn
 from vtc import InputError
 from vtc.progress import bar
 from vtc.training import checkpoints
-from vtc.training.device import WIDE, Batch, Share, autocast, device, prefetched, processes
+from vtc.training.device import WIDE, Batch, Share, autocast, device, keep_freed_memory, prefetched, processes
 from vtc.training.memory import NOTHING_SPARED, Memory, gather, recomputed, sharded
 from vtc.training.optim import make_optimizers
 
@@ -93,11 +93,13 @@ def _fit(
     rest = {name: p for name, p in learns.items() if name not in slow}
     optimizers = make_optimizers(rest, stage.lr, stage.muon)
     optimizers += make_optimizers(slow, stage.lr * stage.slow_share, stage.muon)
+    # they step by themselves: accelerate's wrapper looks for a package on the disk at each step
     if not memory.shard:  # what lies in shards is on its device
         model.to(on)
+    if on.type == "cpu":
+        keep_freed_memory()
     model.train()
     first, before, recent = checkpoints.resume(file, learns, optimizers)
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
     prepared = model if memory.shard else accelerator.prepare(model)
     losses, began = deque(recent, maxlen=20), time.perf_counter()  # on the device: reading one would wait
     steps = range(first, stage.steps)
@@ -117,7 +119,8 @@ def _fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * stage.share_of_peak(step)
             optimizer.step()
-        prepared.zero_grad()
+        for p in learns.values():
+            p.grad = None
         losses.append(loss)
         done = step + 1
         due = done % stage.checkpoint_every == 0 or done == stage.steps
