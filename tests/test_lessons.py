@@ -239,3 +239,42 @@ def test_questions_are_packed_as_one_by_one() -> None:
     for name, value in vars(expected).items():
         if value is not None:
             assert torch.equal(vars(packed)[name], value), name
+
+
+@pytest.mark.parametrize(
+    "compressor, V, questions, kind",
+    [
+        *(("tokenpacker", V, 3, torch.float64) for V in (None, 0, 1, 4)),
+        *(("quecc", 4, m, torch.float64) for m in (1, 3)),
+        ("tokenpacker", None, 1, torch.float64),
+        ("tokenpacker", 4, 3, torch.bfloat16),
+    ],
+)
+def test_the_quick_pass_gives_the_logits_and_gradients_of_transformers(
+    told, lessons, compressor, V, questions, kind, monkeypatch
+):
+    """V None: the scene is told in words. In bf16 both are near what float32 says."""
+    seen = replace(lessons, questions=questions, budgets={V or 0: 1})
+    packed, features, _ = seen.batch(0, Share()).inputs
+    packed = replace(packed, scene_text=packed.scene_text[:, :1] if V == 0 else packed.scene_text)
+    if V:
+        packed = replace(packed, scene_text=None)
+    model = seeing(told, compressor, V or 4).requires_grad_()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    model = model.to(kind) if kind == torch.float64 else model
+    features = features.to(kind) if kind == torch.float64 else features
+    found = []
+    for quick in (True, False):
+        monkeypatch.setattr(VLM, "_quick", lambda self, packed: quick)  # noqa: B023
+        model.zero_grad()
+        with torch.autocast("cpu", kind, enabled=kind == torch.bfloat16):
+            logits = model.logits(packed, features)
+        F.cross_entropy(logits, packed.ids.flatten()[packed.answers]).backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((logits.detach(), grads))
+    (ours, mine), (theirs, given) = found
+    near = 0.1 if kind == torch.bfloat16 else 1e-5
+    assert mine.keys() == given.keys()
+    assert (ours - theirs).abs().max() <= near * theirs.abs().max()
+    assert all((mine[name] - g).norm() <= near * g.norm().clamp_min(1e-3) for name, g in given.items())

@@ -13,14 +13,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from vtc import InputError
 from vtc.compressors.base import Features
 from vtc.models.chat import question_ids
 from vtc.models.decode import Engine, Plain
 from vtc.models.kernels import quicken
-from vtc.models.llm import precision
+from vtc.models.llm import plain_weights, precision
 from vtc.models.prompt import NOBODY, Layout, Packed, asked, lay_out, pack
 from vtc.models.runner import Runner
 from vtc.models.tower import Tower
@@ -234,7 +233,6 @@ class _Batch:
 # --- what is built once from weights that do not change ---
 
 _BUILT: WeakKeyDictionary[nn.Module, tuple[tuple, object]] = WeakKeyDictionary()
-_PLAIN = {"Embedding", "Linear", "Qwen2RMSNorm", "LlamaRMSNorm", "Norm"}  # whose weights `Runner` reads
 
 
 def _once(module: nn.Module, dtype: torch.dtype | None, weights: Iterable[Tensor], build: Callable) -> object:
@@ -249,7 +247,7 @@ def _once(module: nn.Module, dtype: torch.dtype | None, weights: Iterable[Tensor
 
 def engine_of(llm: nn.Module, dtype: torch.dtype) -> Engine:
     """What answers for this LLM in that precision: its runner, or transformers' forward."""
-    weights = _weights(llm) if _is_lean(llm.config, type(llm).__name__) else None
+    weights = plain_weights(llm)
     return Plain(llm) if weights is None else _once(llm, dtype, weights, lambda: Runner(llm, dtype))
 
 
@@ -263,28 +261,3 @@ def quick_tower(tower: Tower) -> nn.Module:
 def forget(llm: nn.Module) -> None:
     """Drop what was built from an LLM, and its memory: it is going to change."""
     _BUILT.pop(llm, None)
-
-
-def _is_lean(config: PreTrainedConfig, kind: str) -> bool:
-    """Whether `Runner` computes what this LLM does: Qwen2's and LLaMA's layers as transformers has them."""
-    return (
-        kind in ("Qwen2ForCausalLM", "LlamaForCausalLM")
-        and config.hidden_act == "silu"
-        and config.rope_parameters.get("rope_type", "default") not in ("dynamic", "longrope")
-        and not set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    )
-
-
-def _weights(llm: nn.Module) -> list[nn.Parameter] | None:
-    """Its weights; None where something is hooked in or replaces a matrix (an adapter), or devices differ."""
-    left, found = [llm], []
-    while left:
-        module = left.pop()
-        if module._forward_hooks or module._forward_pre_hooks:
-            return None
-        if module._parameters:
-            if type(module).__name__ not in _PLAIN:
-                return None
-            found += [p for p in module._parameters.values() if p is not None]
-        left += [child for child in module._modules.values() if child is not None]
-    return found if len({p.device for p in found}) == 1 else None

@@ -219,3 +219,36 @@ def precision(llm: nn.Module) -> torch.dtype:
     weight = llm.get_input_embeddings().weight
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+# Modules whose weights `Runner` and `training_pass` read by themselves.
+_PLAIN = {"Embedding", "Linear", "Qwen2RMSNorm", "LlamaRMSNorm", "Norm"}
+
+
+def plain_weights(llm: nn.Module) -> list[nn.Parameter] | None:
+    """The weights of an LLM whose layers are Qwen2's or LLaMA's as transformers has them; None of others.
+
+    None also where something is hooked in or replaces a matrix (an adapter), or devices differ.
+    """
+    if not _is_plain(llm.config, type(llm).__name__):
+        return None
+    left, found = [llm], []
+    while left:
+        module = left.pop()
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        if module._parameters:
+            if type(module).__name__ not in _PLAIN:
+                return None
+            found += [p for p in module._parameters.values() if p is not None]
+        left += [child for child in module._modules.values() if child is not None]
+    return found if len({p.device for p in found}) == 1 else None
+
+
+def _is_plain(config: PreTrainedConfig, kind: str) -> bool:
+    return (
+        kind in ("Qwen2ForCausalLM", "LlamaForCausalLM")
+        and config.hidden_act == "silu"
+        and config.rope_parameters.get("rope_type", "default") not in ("dynamic", "longrope")
+        and not set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    )

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -120,6 +120,26 @@ def pack(
     answers = np.flatnonzero(weight)
     parts = (ids, segment, position, weight, answers, questions, lengths, last, scene_text)
     return Packed(*(v if v is None else torch.from_numpy(v) for v in parts))
+
+
+def without_last(packed: Packed) -> tuple[Packed, Tensor]:
+    """The text less each question's last token, and where, flattened, the token before each answer token is.
+
+    No token follows the last one, so nobody reads what an LLM makes of it: of GridQA's text one in eight.
+    """
+    t, segment = packed.ids.shape[1], packed.segment
+    after = torch.cat([segment[:, 1:], torch.full_like(segment[:, :1], NOBODY)], 1)
+    last = (segment != after) & (segment >= 0)
+    column = torch.arange(t, device=segment.device) - last.cumsum(1)  # of a token that stays
+    kept = (segment != NOBODY) & ~last
+    n = max(int(torch.where(kept, column, -1).max()) + 1, 1)
+    to = torch.where(kept, column, n)  # the others: to a column that is cut off
+    parts = {"ids": 0, "segment": NOBODY, "position": 0}
+    for name, fill in parts.items():
+        x = getattr(packed, name)
+        parts[name] = x.new_full((len(x), n + 1), fill).scatter(1, to, x)[:, :n]
+    before = packed.answers // t * n + column.flatten()[packed.answers - 1]
+    return replace(packed, **parts), before
 
 
 @dataclass(frozen=True)

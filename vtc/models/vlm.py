@@ -24,9 +24,10 @@ from vtc.compressors.base import Features, mlp2x
 from vtc.models import generate, io
 from vtc.models.chat import prefix_length, question_ids
 from vtc.models.decode import columns
-from vtc.models.llm import LEAN, empty_llm, precision, swap_norms
-from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out
+from vtc.models.llm import LEAN, empty_llm, plain_weights, precision, swap_norms
+from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, without_last
 from vtc.models.tower import Tower
+from vtc.models.training_pass import hidden
 from vtc.shapes import TowerShape
 
 
@@ -241,6 +242,11 @@ class VLM(PreTrainedModel):
             before, real = self.encode_image(features, packed), None
         else:
             before, real = self.scene_in_words(packed.scene_text)
+        if self._quick(packed):
+            packed, read = without_last(packed)
+            x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
+            out = hidden(self.llm, x, layout, packed.ids.shape[1], read)
+            return self.llm.get_output_embeddings()(out).float()
         x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
         out = self.llm.base_model(
             inputs_embeds=x, attention_mask=layout.mask(x.dtype), position_ids=layout.position_ids,
@@ -250,6 +256,18 @@ class VLM(PreTrainedModel):
         t, n = packed.ids.shape[1], out.shape[1]
         row, column = packed.answers // t, packed.answers % t + n - t - 1
         return self.llm.get_output_embeddings()(out.flatten(0, 1)[row * n + column]).float()
+
+    def _quick(self, packed: Packed) -> bool:
+        """Whether `training_pass.hidden` computes what this LLM does, and is quicker."""
+        config = self.llm.config
+        return (
+            packed.ids.device.type == "cpu"
+            and config._attn_implementation == LEAN
+            and config.num_key_value_heads == config.num_attention_heads
+            and not self.compressor.fuses
+            and not self.llm.base_model.gradient_checkpointing
+            and plain_weights(self.llm) is not None
+        )
 
     # --- answering ---
 
