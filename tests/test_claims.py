@@ -39,7 +39,7 @@ def clock() -> pd.DataFrame:
 def said() -> pd.DataFrame:
     """The table of claims of a whole study: the first world's sweep, a planted zoo and a planted clock."""
     sweep = first_world.rows("02_errors")
-    tables = {"02_errors": sweep, "05_zoo": zoo(), "03_clock": clock()}
+    tables = {"02_errors": sweep, "02_twin": pd.DataFrame(), "05_zoo": zoo(), "03_clock": clock()}
     foretold = sweep[sweep["V"] > 0].groupby(["N", "V"])[["error_ocr"]].mean().reset_index()
     foretold = foretold.rename(columns={"error_ocr": "predicted"}).assign(kind="cell", family="ocr", label="")
     return claims.table(evidence.every(tables.__getitem__, planted.TASKS, foretold.assign(product=0.5)))

@@ -9,7 +9,8 @@ import pytest
 from vtc import profiles
 from vtc.benchmark import speed
 from vtc.evaluation import compare, exam, scores, summary
-from vtc.experiments import store, sweep
+from vtc.experiments import evidence, store, sweep
+from vtc.figures import sweep as pictures
 
 LAPTOP = profiles.get("laptop")
 TASKS = [t for t in exam.TASKS for _ in range(200)]
@@ -140,6 +141,10 @@ def test_what_turns_round_in_the_twin_is_seen_to_turn():
     both = by.xs("more with N than with V", level="slope")["mean"]
     assert both["world", "facts"] == pytest.approx(0.2, abs=0.02)
     assert both["twin", "facts"] == pytest.approx(-0.1, abs=0.02)
+    (said,) = evidence._turned(base, twin)  # as the table of claims says it, with its interval
+    assert said.low < said.value < said.high < 0 and said.value == pytest.approx(-0.1, abs=0.02)
+    title = pictures.turned(table, profiles.get("smoke")).to_dict()["title"]["text"]
+    assert "more with N than with V in the world, more with V than with N in the twin" in str(title)
 
 
 def test_training_longer_is_compared_seed_by_seed():
@@ -221,13 +226,19 @@ def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     assert len({variant.fingerprint for variant in (p, *p.variants.values())}) == 1 + len(p.variants)
 
 
-def test_means_compare_the_seeds_that_all_have():
+def test_side_by_side_stand_the_V_and_seeds_that_all_have():
     rows = pd.DataFrame(
-        [("a", 1, 0), ("a", 1, 1), ("b", 1, 1), ("b", 1, 2), ("a", 4, 0), ("b", 4, 0), ("c", 4, 0)],
-        columns=["compressor", "V", "seed"],
+        [
+            *[("a", 1, 0, "d32"), ("a", 1, 1, "d32"), ("b", 1, 1, "d32"), ("b", 1, 2, "d32")],
+            *[("a", 4, 0, "d32"), ("b", 4, 0, "d32"), ("c", 4, 0, "d32"), ("a", 4, 1, "d32")],
+            *[("a", 9, 0, "d32"), ("a", 0, 0, "d32"), ("b", 0, 0, "d32"), ("b", 1, 1, "d64")],
+        ],
+        columns=["compressor", "V", "seed", "size"],
     )
-    kept = compare.same_seeds(rows)
-    assert set(kept.loc[kept["V"] == 1, "seed"]) == {1} and len(kept[kept["V"] == 4]) == 3
+    kept = compare.beside(rows, ["a", "b"], "d32")
+    assert sorted(zip(kept["compressor"], kept["V"], kept["seed"])) == [
+        *[("a", 1, 1), ("a", 4, 0), ("b", 1, 1), ("b", 4, 0)]
+    ]
 
 
 def test_holm_by_hand():

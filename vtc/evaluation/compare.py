@@ -150,11 +150,17 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def same_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """At each V the cells of the seeds that all its compressors have, so that means compare alike."""
-    have = rows.groupby(["V", "compressor"])["seed"].agg(set)
+def beside(rows: pd.DataFrame, names: list[str], size: str) -> pd.DataFrame:
+    """Cells of these compressors with one LLM that stand side by side: V > 0 that as many as possible have.
+
+    At each V, of the seeds that all of them have there, so that means compare alike.
+    """
+    part = rows[rows["compressor"].isin(names) & (rows["size"] == size) & (rows["V"] > 0)]
+    many = part.groupby("V")["compressor"].transform("nunique")
+    part = part[many == many.max()]
+    have = part.groupby(["V", "compressor"])["seed"].agg(set)
     shared = have.groupby("V").agg(lambda sets: set.intersection(*sets))
-    return rows[[row.seed in shared[row.V] for row in rows.itertuples()]]
+    return part[[row.seed in shared[row.V] for row in part.itertuples()]]
 
 
 def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from vtc.experiments import predictions
 from vtc.experiments.claims import NOT_TESTABLE, Claim, Observation, corrected
 from vtc.scaling import frames
 
-TABLES = ("02_errors", "05_zoo", "03_clock")  # the tables that claims follow from
+TABLES = ("02_errors", "02_twin", "05_zoo", "03_clock")  # the tables that claims follow from
 PUBLISHED = {name: line.published for name, line in compressors.REGISTRY.items() if line.published}
 RIVALS = tuple(name for name in PUBLISHED if name != "quecc")  # beside QueCC in the paper's Table 1
 HEADLINE = (("quecc", "tokenpacker"), ("lookup", "quecc"), ("lookup", "tokenpacker"))  # fixed before the runs
@@ -36,9 +36,10 @@ def every(
     tasks: the task of each test question, in the order of the rows' `scores`. foretold: the predictions that
     were committed before the sweep, see `vtc.experiments.predictions`.
     """
-    sweep, zoo, clock = map(rows, TABLES)
+    sweep, twin, zoo, clock = map(rows, TABLES)
     said = recomputed()
     said += replicated(sweep, foretold) if len(sweep) else []
+    said += _turned(sweep, twin)
     if len(zoo):
         said += pairs(pd.concat([zoo, sweep], ignore_index=True), tasks)
     said += clocked(clock) if len(clock) else []
@@ -149,6 +150,16 @@ def _predicted(foretold: pd.DataFrame | None, rows: pd.DataFrame) -> Said:
     miss = {way: float((table[way] - table["measured"]).abs().mean()) for way in predictions.WAYS}
     words = {"cells": len(table), "hits": int(table["hit"].sum()), "tolerance": table["tolerance"].max()}
     return [stated("own-predicted", miss["predicted"], words=words | miss)]
+
+
+def _turned(rows: pd.DataFrame, twin: pd.DataFrame) -> Said:
+    """Whether the flipped twin turned the order of N and V for facts, as we had foretold."""
+    if not len(rows) or not len(twin):
+        return []
+    table = summary.turned(committed(rows), committed(twin))
+    table = table[table["slope"] == "more with N than with V"].set_index(["world", "questions"])
+    before, row = table.loc[("world", "facts")], table.loc[("twin", "facts")]
+    return [stated("own-twin", row["mean"], row["low"], row["high"], words={"before": before["mean"]})]
 
 
 def pairs(rows: pd.DataFrame, tasks: list[str]) -> Said:

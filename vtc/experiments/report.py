@@ -27,7 +27,7 @@ def recorded(p: Profile) -> pd.DataFrame:
 
 def measured(p: Profile) -> pd.DataFrame:
     """The table of claims from the rows that this profile finds now."""
-    return claims.table(evidence.every(lambda stem: store.stored(stem, p), *_known(p)))
+    return claims.table(evidence.every(lambda stem: store.stored(stem, p.variants.get(stem, p)), *_known(p)))
 
 
 def _known(p: Profile) -> tuple[list[str], pd.DataFrame | None]:

@@ -111,6 +111,29 @@ def plane(frame: pd.DataFrame, p: Profile) -> alt.LayerChart:
     return figures.titled(chart, title, *said, width=460, height=230)
 
 
+def turned(table: pd.DataFrame, p: Profile) -> alt.FacetChart:
+    """Slopes of the error in ln N and in ln V, in the world and in its flipped twin: `summary.turned`."""
+    apart = table[table["slope"] == "more with N than with V"].set_index(["world", "questions"])
+    means = [apart.loc[(world, "facts"), "mean"] for world in ("world", "twin")]
+    first, then = ("N than with V" if mean > 0 else "V than with N" for mean in means)
+    where = "in both worlds" if first == then else f"in the world, more with {then} in the twin"
+    shown = table[table["slope"].isin(["with N", "with V"])]
+    base = alt.Chart(shown).encode(
+        y=alt.Y("questions:N", title=None),
+        yOffset=alt.YOffset("slope:N"),
+        color=alt.Color("slope:N", title="slope"),
+    )
+    bars = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", title="change of the error for e times as much"), x2="high:Q"
+    )
+    chart = bars + base.mark_point(size=60, filled=True).encode(x="mean:Q")
+    chart += alt.Chart(shown).mark_rule(strokeDash=[4, 4], color="#999999").encode(x=alt.datum(0))
+    by = alt.Column("world:N", title=None, sort=["world", "twin"])
+    title = f"Errors about facts fall more with {first} {where}"
+    said = f"profile {p.name}; points: means over seeds, bars: 95 % intervals"
+    return figures.panels(chart, by, title, said, width=250, height=110)
+
+
 def plateaus(rows: pd.DataFrame) -> alt.FacetChart:
     """Scores of the first world's task `attribute`, one mark a run: runs lie on plateaus, not on a curve."""
     frame = rows[rows["V"] > 0].sort_values("N").assign(LLM=lambda f: f["N"].map("N = {:,.0f}".format))
