@@ -193,7 +193,8 @@ def of_01() -> list[str]:
 
 
 def of_02() -> list[str]:
-    (rows, errors), parts = swept(), store.recorded(sweep.PARTS, P)
+    (rows, errors), everywhere = swept(), store.recorded(sweep.PARTS, P)
+    parts, flipped = (everywhere[everywhere["recipe"] == p.fingerprint] for p in (P, P.variants["02_twin"]))
     tower = parts[parts["part"] == "tower"].iloc[0]
     assert tower["digit_5.5_7"] > 0.9 and 0.7 < tower["digit_8.5_10"] < 0.8  # "nearly all", "three of four"
     told, told_ocr = (summary.told_table(parts).set_index("N")[f"error_{f}"] for f in ("reasoning", "ocr"))
@@ -223,7 +224,19 @@ def of_02() -> list[str]:
     small = regions.loc[[("4 to 6.3", "no fact"), ("6.3 to 10", "no fact")]]
     assert (small["beta_low"] > small["alpha_high"]).all()  # "their intervals lie apart"
     assert rows[rows["V"] == 1]["score_glance"].min() > 0.9  # "one token is enough"
-    return []
+    twin = store.recorded("02_twin", P)
+    turned = summary.turned(rows, twin).set_index(["questions", "slope", "world"]).sort_index()
+    more = turned.loc[("facts", "more with N than with V"), "mean"]
+    with_V = turned.loc[("facts", "with V")]
+    assert with_V.loc["twin", "high"] < 0 < with_V.loc["world", "high"]  # "where the world's do not"
+    told = summary.told_table(flipped).iloc[0]
+    assert 0.4 < told["fact"] < 0.5 and abs(told["read"] - told["fact"]) < 0.05  # "nearly half", "as often"
+    shown = data.scenes_of(P.variants["02_twin"], "test")
+    assert set(shown.marks) == {12}  # "Every scene of the twin holds twelve marks"
+    large = data.scenes_of(P, "test")
+    assert set(large.marks[large.fit < exam.LARGE]) == {1, 4}  # "one or four"
+    number = "from {:.3f} to {:.3f}".format(more["world"], more["twin"]).replace("0.", ".")
+    return [f"{number} in favour of N"]
 
 
 def of_05() -> list[str]:
