@@ -159,7 +159,10 @@ def _turned(rows: pd.DataFrame, twin: pd.DataFrame) -> Said:
     table = summary.turned(committed(rows), committed(twin))
     table = table[table["slope"] == "more with N than with V"].set_index(["world", "questions"])
     before, row = table.loc[("world", "facts")], table.loc[("twin", "facts")]
-    return [stated("own-twin", row["mean"], row["low"], row["high"], words={"before": before["mean"]})]
+    wrong = "Our prediction was wrong: the order did not turn round."
+    outcome = wrong if row["low"] > 0 else "As foretold." if row["high"] < 0 else "Open."
+    words = {"before": before["mean"], "outcome": outcome}
+    return [stated("own-twin", row["mean"], row["low"], row["high"], words=words)]
 
 
 def pairs(rows: pd.DataFrame, tasks: list[str]) -> Said:
