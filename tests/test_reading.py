@@ -235,6 +235,11 @@ def of_02() -> list[str]:
     assert set(shown.marks) == {12}  # "Every scene of the twin holds twelve marks"
     large = data.scenes_of(P, "test")
     assert set(large.marks[large.fit < exam.LARGE]) == {1, 4}  # "one or four"
+    longer = summary.longer(rows, store.recorded("02_doubled", P)).query("V > 0")
+    assert longer["difference"].between(-0.09, -0.035).all()  # "by .04 to .09", "at every V with an image"
+    assert (longer["high"] > 0).mean() > 0.5  # "most of the intervals still hold 0"
+    by = longer.set_index("V")["difference"].groupby(longer.set_index("V")["family"]).agg(np.ptp)
+    assert by["reasoning"] < 0.02 < by["OCR-like"]  # "alike at every V", "where there are more tokens"
     number = "from {:.3f} to {:.3f}".format(more["world"], more["twin"]).replace("0.", ".")
     return [f"{number} in favour of N"]
 
