@@ -99,39 +99,39 @@ class Pipeline:
         return "shared" if part.question_pass == "shared" and self.question == "paid" else self.question
 
 
-def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1) -> dict[str, Work]:
-    """Work of every stage of `batch` requests.
+def stages(pipe: Pipeline, V, Q, G=1, batch=1, q=None) -> dict[str, Work]:
+    """Work of every stage of `batch` requests of one image each.
 
-    V visual tokens an image (0: no image at all), Q text tokens, G generated tokens, `q` of the Q being
-    the question (default all of them), `images` a request. Keys are `STAGES`. `prefill` is the LLM's
-    layers over images * V + Q tokens, `first` its head on the last one, `decode` all later tokens.
-    With question="shared" the question's KV is kept, so that prefill starts after its q tokens. What reads
-    all patches inside the LLM (FastV) or beside it (LLaVA-Mini's fusion) is counted where it happens.
+    V visual tokens (0: no image at all), Q text tokens, G generated tokens, `q` of the Q being the question
+    (default all of them). Keys are `STAGES`. `prefill` is the LLM's layers over V + Q tokens, `first` its
+    head on the last one, `decode` all later tokens. With question="shared" the question's KV is kept, so that
+    prefill starts after its q tokens. What reads all patches inside the LLM (FastV) or beside it
+    (LLaVA-Mini's fusion) is counted where it happens.
     """
     V, Q, batch = (np.asarray(x, float) for x in (V, Q, batch))
     q = Q if q is None else np.minimum(q, Q)
-    seen, views, prompt = V > 0, batch * images, V * images + Q
+    seen, prompt = V > 0, V + Q
     shape, dtype = pipe.llm, pipe.dtype
     part = compressor(pipe.compressor, pipe.tower, V, shape.d)
     through = pipe.tower.s if part.drops_after else V  # tokens that the projector makes
     patches = V if part.shrinks_image else pipe.tower.s  # patches that the tower sees
     mlp, mlp_elements = _projector(pipe, part)
-    side = Work(views * part.flops + part.fixed, (part.weights + views * part.elements) * BYTES[dtype])
+    side = Work(batch * part.flops + part.fixed, (part.weights + batch * part.elements) * BYTES[dtype])
     if part.fusion_layers:
         stack = dataclasses.replace(shape, layers=np.minimum(part.fusion_layers, shape.layers))
-        side += llm_pass(stack, pipe.tower.s * images + prompt, 0, batch, dtype)
-    width = Work(2 * views * through * mlp, (mlp + views * through * mlp_elements) * BYTES[dtype])
+        side += llm_pass(stack, pipe.tower.s + prompt, 0, batch, dtype)
+    width = Work(2 * batch * through * mlp, (mlp + batch * through * mlp_elements) * BYTES[dtype])
     way = pipe.question_pass(part)
     kept = np.where(seen, q, 0.0) if way == "shared" else 0.0
     prefill = llm_pass(shape, prompt - kept, kept, batch, dtype)
     if part.drops_after:
         before = np.minimum(shape.layers, part.drops_after)
         early, late = (dataclasses.replace(shape, layers=n) for n in (before, shape.layers - before))
-        whole = llm_pass(early, pipe.tower.s * images + Q, 0, batch, dtype)
+        whole = llm_pass(early, pipe.tower.s + Q, 0, batch, dtype)
         dropped = whole + llm_pass(late, prompt, 0, batch, dtype)
         prefill = Work(*(np.where(seen, a, b) for a, b in zip(dropped, prefill)))
     return {
-        "tower": tower_pass(pipe.tower, views, dtype, patches).where(seen & (not pipe.features_cached)),
+        "tower": tower_pass(pipe.tower, batch, dtype, patches).where(seen & (not pipe.features_cached)),
         "question": llm_pass(shape, q, 0, batch, dtype).where(seen & (way in ("paid", "shared"))),
         "compressor": side.where(seen),
         "projector": width.where(seen),
@@ -148,19 +148,19 @@ def _projector(pipe: Pipeline, part: CompressorCost) -> tuple:
     return pipe.tower.d * pipe.llm.d + pipe.llm.d**2, pipe.tower.d + 2 * pipe.llm.d
 
 
-def flops(pipe: Pipeline, V, Q, G=1, batch=1, q=None, images=1):
+def flops(pipe: Pipeline, V, Q, G=1, batch=1, q=None):
     """All operations of the request."""
-    return sum(work.flops for work in stages(pipe, V, Q, G, batch, q, images).values())
+    return sum(work.flops for work in stages(pipe, V, Q, G, batch, q).values())
 
 
-def memory(pipe: Pipeline, V, Q, G=1, batch=1, images=1) -> dict:
+def memory(pipe: Pipeline, V, Q, G=1, batch=1) -> dict:
     """Bytes a device must hold: weights, kv, activations (the widest moment of prefill) and their total."""
     V, size, shape = np.asarray(V, float), BYTES[pipe.dtype], pipe.llm
     part = compressor(pipe.compressor, pipe.tower, V, shape.d)
     tower = 0 if pipe.features_cached else pipe.tower.params
     stack = np.minimum(part.fusion_layers, shape.layers) * shape.matrices / shape.layers
     seeing = np.where(V > 0, part.weights + stack + _projector(pipe, part)[0] + tower, 0)
-    tokens = V * images + Q
+    tokens = V + Q
     weights = (shape.params + seeing) * size
     kv = batch * (tokens + G) * shape.kv_bytes(pipe.dtype)
     activations = batch * (tokens * (2 * shape.d + 3 * shape.d_ff) * size + 4 * shape.vocab)

@@ -83,9 +83,9 @@ def binds(work: Work, device: Hardware, dtype: str = "bf16"):
     return np.where(by_compute >= by_bytes, "compute", "bandwidth")
 
 
-def latency(pipe: Pipeline, device: Hardware, V, Q, G=1, batch=1, q=None, images=1) -> dict:
+def latency(pipe: Pipeline, device: Hardware, V, Q, G=1, batch=1, q=None) -> dict:
     """Seconds by stage, with `ttft` (everything up to the first token) and `total`."""
-    work = stages(pipe, V, Q, G, batch, q, images)
+    work = stages(pipe, V, Q, G, batch, q)
     took = {name: seconds(w, device, pipe.dtype) for name, w in work.items()}
     ttft = sum(took[name] for name in STAGES[:-1])
     return took | {"ttft": ttft, "total": ttft + took["decode"]}
@@ -114,7 +114,7 @@ def fit_shares(flops, moved, measured, device: Hardware, dtype: str = "bf16") ->
     return device.with_shares(*shares), float(np.median(np.abs(predicted(*shares) / measured - 1)))
 
 
-def largest_batch(pipe: Pipeline, device: Hardware, V, Q, G=1, images=1):
+def largest_batch(pipe: Pipeline, device: Hardware, V, Q, G=1):
     """Requests that fit in the device's memory at once (0: not even the weights do)."""
-    one = memory(pipe, V, Q, G, 1, images)
+    one = memory(pipe, V, Q, G)
     return np.maximum(np.floor((device.memory - one["weights"]) / (one["kv"] + one["activations"])), 0)
