@@ -44,46 +44,33 @@ def predicted(p: Profile, told: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFram
     N = [size.N * 1e-9 for size in p.sizes]
     rows = []
     for family in FAMILIES:
-        know = Marginal.of("N", told["N"] * 1e-9, told[f"error_{family}"])
-        shown = seen[seen["V"] > 0]
-        see = Marginal.of("V", shown["V"], shown[f"error_{family}"])
-        made = predict(know, see, float(shown["N"].iloc[0]) * 1e-9, N, V)
-        grid, product = (_grid(made, form) for form in (FORM, "product"))
-        for (n, v), row in grid.items():
-            cell = {"predicted": row["error"], "product": product[n, v]["error"], "label": row["label"]}
-            rows.append({"kind": "cell", "family": family, "N": n * 1e9, "V": v} | cell)
+        error, shown = f"error_{family}", seen[seen["V"] > 0]
+        know = Marginal.of("N", told["N"] * 1e-9, told[error])
+        see = Marginal.of("V", shown["V"], shown[error])
+        made = pd.DataFrame(predict(know, see, float(shown["N"].iloc[0]) * 1e-9, N, V))
+        made = made.assign(N=made["N"] * 1e9).rename(columns={"error": error})
+        grid, product = (made[made["form"] == form].reset_index() for form in (FORM, "product"))
+        cells = grid[["N", "V", "label"]].assign(predicted=grid[error], product=product[error])
+        rows += cells.assign(kind="cell", family=family).to_dict("records")
         rows += _consequences(p, family, grid, product)
     frame = pd.DataFrame(rows).assign(refuted_if=lambda f: f["kind"].map(REFUTED))
     return frame.reindex(columns=list(COLUMNS))
 
 
-def _grid(made: list[dict], form: str) -> dict[tuple[float, float], dict]:
-    return {(row["N"], row["V"]): row for row in made if row["form"] == form}
-
-
-def _consequences(p: Profile, family: str, *grids: dict) -> list[dict]:
+def _consequences(p: Profile, family: str, *grids: pd.DataFrame) -> list[dict]:
     """Exponents of the law through the predicted cells, and the best cells of four budgets at two Q."""
     rows = []
     with suppress(InputError):  # too few cells for a law
-        laws = [_law(_table(grid, family), family).law for grid in grids]
+        laws = [scaling.fit(scaling.sweep(grid, family).cells).law for grid in grids]
         for kind, name in (("alpha", "alpha"), ("beta", "beta"), ("order", "ratio")):
             both = (float(getattr(law, name)) for law in laws)
             rows.append({"kind": kind} | dict(zip(("predicted", "product"), both)))
     for Q in p.winners_Q:
-        best = [winners(_table(grid, family), family, Q) for grid in grids]
+        best = [winners(grid, family, Q) for grid in grids]
         for one, other in zip(*(frame.itertuples() for frame in best)):
             named = [f"{row.N:.0f} {row.V:.0f}" for row in (one, other)]
             rows.append({"kind": "winner", "N": one.budget, "Q": Q, "label": " | ".join(named)})
     return [{"family": family} | row for row in rows]
-
-
-def _table(grid: dict, family: str) -> pd.DataFrame:
-    rows = [(n * 1e9, v, row["error"]) for (n, v), row in grid.items()]
-    return pd.DataFrame(rows, columns=["N", "V", f"error_{family}"])
-
-
-def _law(rows: pd.DataFrame, family: str) -> scaling.Fit:
-    return scaling.fit(scaling.sweep(rows, family).cells)
 
 
 def cells(said: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
