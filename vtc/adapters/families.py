@@ -76,12 +76,10 @@ class Family:
     def read(self, out, vision: dict) -> tuple[Tensor, Tensor]:
         """The layer that the projector reads, (tiles, s, d), and the levels, (tiles, s, d_levels)."""
         layers = self.config.vision_feature_layer
-        hidden = [self.without_class(h) for h in out.hidden_states]
+        first = int(self.config.vision_feature_select_strategy == "default")  # leaves the class token out
+        hidden = [h[:, first:] for h in out.hidden_states]
         chosen = [layers] if isinstance(layers, int) else layers
         return torch.cat([hidden[i] for i in chosen], -1), self.side_by_side(hidden)
-
-    def without_class(self, hidden: Tensor) -> Tensor:
-        return hidden[:, 1:] if self.config.vision_feature_select_strategy == "default" else hidden
 
     def side_by_side(self, hidden: list[Tensor]) -> Tensor:
         """The layers at `DEPTHS` of the tower, concatenated."""

@@ -72,20 +72,15 @@ class Wrapped(nn.Module):
         """
         kind = next((p.dtype for p in self.compressor.parameters()), encoded.features.last.dtype)
         question = {name: part[rows] for name, part in asked.items()}
-        main, *deeper = (
-            self._tokens(Features(last=last, levels=encoded.features.levels).to(kind), question)
-            for last in (encoded.features.last, *encoded.deep)
-        )
-        images = [self._of_images(tokens, encoded.tiles) for tokens in (main, *deeper)]
-        return images[0], images[1:]
+        found = []
+        for last in (encoded.features.last, *encoded.deep):
+            tokens = self._tokens(Features(last=last, levels=encoded.features.levels).to(kind), question)
+            found.append([image.flatten(0, 1) for image in tokens.split(encoded.tiles)])
+        return found[0], found[1:]
 
     def _tokens(self, features: Features, question: dict[str, Tensor]) -> Tensor:
         tokens = self.compressor(features, **question)  # (tiles, V, d_out)
         return self.projector(tokens.to(self.family.model.get_input_embeddings().weight.dtype))
-
-    @staticmethod
-    def _of_images(tokens: Tensor, tiles: list[int]) -> list[Tensor]:
-        return [part.flatten(0, 1) for part in tokens.split(tiles)]
 
     def prepared(self, encoded: Encoded | None = None, **inputs: Tensor) -> dict[str, object]:
         """A processor's output -> what the model is called with: fewer placeholders, visual tokens in their
@@ -103,17 +98,14 @@ class Wrapped(nn.Module):
         images, lengths = (0, []) if encoded is None else (len(encoded.tiles), encoded.lengths)
         after = [self.V * n for n in (encoded.tiles if encoded else [])]
         rows, owners = _shrunk(ids, mask, text.get("labels"), self.family.image_token, lengths, after)
-        made = _padded(rows, left=bool((mask[:, 0] == 0).any()), pad=self._pad())
+        pad = getattr(self.family.config.get_text_config(), "pad_token_id", None) or 0
+        made = _padded(rows, left=bool((mask[:, 0] == 0).any()), pad=pad)
         made |= self.family.beside(made["input_ids"], self.V, images)
         if encoded is None:
             return made
         of_tile = [owner for owner, n in zip(owners, encoded.tiles) for _ in range(n)]
         tokens, deep = self.visual(encoded, self._asked(ids, mask), of_tile)
         return made | {"mm_encoder_outputs": {"image": self.family.handed(tokens, deep, encoded.own)}}
-
-    def _pad(self) -> int:
-        config = self.family.config.get_text_config()
-        return getattr(config, "pad_token_id", None) or 0
 
     def _asked(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What a steered compressor reads of each prompt's text: its last hidden state, or its embeddings."""
@@ -127,7 +119,10 @@ class Wrapped(nn.Module):
             return {"question": embedded, "mask": real.bool()}
         with torch.no_grad():
             hidden = self.family.language_model(
-                inputs_embeds=embedded, attention_mask=real, position_ids=_places(real), use_cache=False
+                inputs_embeds=embedded,
+                attention_mask=real,
+                position_ids=(real.cumsum(1) - 1).clamp_min(0),
+                use_cache=False,
             ).last_hidden_state
         return {"question": hidden[torch.arange(len(ids), device=ids.device), real.sum(1) - 1]}
 
@@ -154,11 +149,8 @@ class Wrapped(nn.Module):
 
     def trainable(self) -> list[nn.Parameter]:
         """What learns: the compressor, the projector where one follows it, and peft's adapters."""
-        return [*self.compressor.parameters(), *self.projector.parameters(), *self._adapters()]
-
-    def _adapters(self) -> list[nn.Parameter]:
-        """Of a model under peft, what peft left to learn."""
-        return [p for p in self.model.parameters() if p.requires_grad] if _under_peft(self.model) else []
+        own = [*self.compressor.parameters(), *self.projector.parameters()]
+        return own + [p for p in self.model.parameters() if p.requires_grad and _under_peft(self.model)]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `trainable` may change, as safetensors, and how it was built; nothing of the model."""
@@ -269,10 +261,6 @@ def _build(name: str, tokens: int, family: Family, options: dict) -> nn.Module:
             f"{name} wants the question before the image, which these models put first: use quecc"
         )
     return built
-
-
-def _places(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp_min(0)
 
 
 def _shrunk(
