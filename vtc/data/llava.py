@@ -131,31 +131,24 @@ def _turns(said: object, where: str) -> tuple[tuple[str, str], ...]:
     return tuple(zip(spoken[::2], spoken[1::2]))
 
 
-def stream(file: str | Path, images: str | Path, bad: str = "stop") -> Iterator[Conversation]:
-    """The conversations of a file, one at a time. bad: "stop" at a row that cannot be read, or "skip" it.
+def read_llava(file: str | Path, images: str | Path, bad: str = "stop") -> list[Conversation]:
+    """The conversations of a file. bad: "stop" at a row that cannot be read, or "skip" it.
 
     Raises InputError, one line with file, row and field; also where no row is left.
     """
     if bad not in ("stop", "skip"):
         raise InputError(f"bad rows {bad!r}: choose stop or skip")
-    there, found = listed(images), False
+    there, found = listed(images), []
     for i, row in rows(file):
         try:
-            said = conversation(row, f"{file}: entry {i}", Path(images), there)
+            found.append(conversation(row, f"{file}: entry {i}", Path(images), there))
         except InputError:
             if bad == "stop":
                 raise
-            continue
-        found = True
-        yield said
     if not found:
         wanted = "expected a non-empty JSON list of conversations"
         raise InputError(f"{file}: {wanted}, found none that can be used")
-
-
-def read_llava(file: str | Path, images: str | Path, bad: str = "stop") -> list[Conversation]:
-    """All conversations of a file at once, see `stream`."""
-    return list(stream(file, images, bad))
+    return found
 
 
 @dataclass
