@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     _refuse(args)
     base, by_words = profiles.get(args.profile), args.align == "words"
     p, eyes = user_data.with_checkpoints(base, args.llm, args.tower, args.lora, by_words)
-    p = _at_rates(_serving(_paced(p, args), args), args.lr)
+    p = _serving(_paced(p, args), args)
     case = Case(args.size or p.zoo_size, max(args.tokens), args.compressor, args.seed)
     for budget in args.tokens:
         check(p, replace(case, V=budget))
@@ -145,25 +145,18 @@ def _how(p: profiles.Profile, case: Case, notes: dict[str, float], own: str | No
 
 
 def _paced(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:
-    """The profile with the steps, the batch and the questions an image that were asked for."""
+    """The profile with the steps, rates, batch and questions an image that were asked for."""
     r, given = p.recipe, {"batch": args.batch, "pack": args.pack}
-    asked = {name: n for name, n in given.items() if n is not None}
-    steps = args.steps or (r.align.steps, r.instruct.steps)
-    if min(*steps, *asked.values()) < 1:
+    same = {name: n for name, n in given.items() if n is not None}
+    steps, rates = args.steps or (r.align.steps, r.instruct.steps), args.lr or (r.align.lr, r.instruct.lr)
+    if min(*steps, *same.values()) < 1:
         raise InputError("--steps, --batch and --pack count from 1: give whole numbers above 0")
-    align, instruct = (replace(stage, steps=n, **asked) for stage, n in zip((r.align, r.instruct), steps))
-    align = replace(r.align, steps=steps[0]) if args.align else align  # it has a batch of its own
-    return replace(p, recipe=replace(r, align=align, instruct=instruct))
-
-
-def _at_rates(p: profiles.Profile, rates: list[float] | None) -> profiles.Profile:
-    """The profile with the learning rates that were asked for."""
-    if not rates:
-        return p
     if min(rates) <= 0:
         raise InputError(f"--lr {rates[0]} {rates[1]}: give two rates above 0")
-    align, instruct = (replace(stage, lr=lr) for stage, lr in zip((p.recipe.align, p.recipe.instruct), rates))
-    return replace(p, recipe=replace(p.recipe, align=align, instruct=instruct))
+    align = replace(r.align, steps=steps[0], lr=rates[0])
+    align = align if args.align else replace(align, **same)  # by words it has a batch of its own
+    instruct = replace(r.instruct, steps=steps[1], lr=rates[1], **same)
+    return replace(p, recipe=replace(r, align=align, instruct=instruct))
 
 
 def _serving(p: profiles.Profile, args: argparse.Namespace) -> profiles.Profile:
