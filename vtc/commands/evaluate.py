@@ -35,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
         its = f"its grid is {whole.config.grid}, profile {p.name} has {p.g}"
         raise InputError(f"{args.model}: {its}; use its own profile")
     models = [whole] if args.tokens is None else [whole.at(V).eval() for V in args.tokens]
-    rows, notes = [], _notes(Path(args.model) / NOTES)
+    rows, file = [], Path(args.model) / NOTES
+    notes = json.loads(file.read_text()) if file.is_file() else {}  # what `vtc train` said
     for model in models:
         began = time.perf_counter()
         row = measured(p, model, args.split) if said is None else own(model, said)
@@ -51,8 +52,3 @@ def main(args: argparse.Namespace) -> int:
         if args.json:  # after each, for one may take long
             write(args.json, json.dumps(rows if len(models) > 1 else rows[0], indent=1))
     return 0
-
-
-def _notes(file: Path) -> dict:
-    """What `vtc train` said of the model's training, where it did."""
-    return json.loads(file.read_text()) if file.is_file() else {}

@@ -57,20 +57,16 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _request(args) -> Request:
+    least, most = cost.reach(args.compressor)
     return Request(
         **{name: getattr(args, name) for name in ("batch", "ttft_ms", "total_ms", "memory_gb", "compressor")},
         Q=args.question_tokens,
         G=args.output_tokens,
         models=numbers(args.models, "--models", float),
-        tokens=numbers(args.tokens, "--tokens") or _within_reach(args.compressor),
+        tokens=numbers(args.tokens, "--tokens") or tuple(v for v in GRID_TOKENS if least <= v <= most),
         question_pass=args.question_pass,
         dtype=args.precision,
     )
-
-
-def _within_reach(compressor: str) -> tuple[int, ...]:
-    least, most = cost.reach(compressor)
-    return tuple(v for v in GRID_TOKENS if least <= v <= most)
 
 
 def _hardware(args) -> cost.Hardware:
