@@ -330,6 +330,7 @@ def test_align_by_words_on_the_command_line(tmp_path, talk, capsys, monkeypatch)
     assert vtc(["evaluate", str(tmp_path / "out"), *talk, "--json", str(tmp_path / "row.json")]) == 0
     how = json.loads((tmp_path / "row.json").read_text())
     assert how["score"] == 1.0 and how["training"]["align"]["batch"] == P.recipe.align.batch
+    assert how["training"]["align_by"] == "words"
 
 
 def test_a_model_brings_the_tower_of_a_folder_with_it(tmp_path, talk, monkeypatch, capsys):

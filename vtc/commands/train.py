@@ -104,7 +104,8 @@ def main(args: argparse.Namespace) -> int:
     if not is_main_process():
         return 0
     model.save_pretrained(args.out)
-    files.write(Path(args.out) / NOTES, json.dumps(_how(p, case, notes, args.data), indent=1))
+    how = _how(p, case, notes, args.data) | ({"align_by": args.align} if args.align else {})
+    files.write(Path(args.out) / NOTES, json.dumps(how, indent=1))
     shutil.rmtree(checkpoints(p, case, talks and (talks, captions, by_words)), ignore_errors=True)
     if args.card:
         words = {"profile": p.name, "size": case.size, "tokens": " ".join(map(str, args.tokens))}

@@ -90,7 +90,7 @@ def scores_in_words(rows: list[dict]) -> str:
         for row in sorted(rows, key=lambda row: -row["V"])
     ]
     how = f"{of['compressor']}, N = {of['N'] / 1e6:,.0f} million; {steps} steps of the two stages"
-    took = f"{seen:,} questions, {of['train_seconds'] / 60:.0f} minutes on {of['device']}"
+    took = f"{seen:,} captions and questions, {of['train_seconds'] / 60:.0f} minutes on {of['device']}"
     return "\n".join([*lines, "", f"{how}, {took} (commit {of['commit']})."])
 
 
