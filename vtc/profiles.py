@@ -309,13 +309,12 @@ def get(name: str, recompute: bool = False, run: str = "") -> Profile:
     return replace(p, seeds=numbers(os.environ.get("VTC_SEEDS", ""), "seeds") or p.seeds)
 
 
-def checkout(command: str) -> Path:
-    """The repository; InputError where the package is installed without it."""
+def checkout(command: str) -> None:
+    """InputError where the package is installed without the repository that a command needs."""
     if CHECKOUT is None:
         raise InputError(
             f"`vtc {command}` needs the repository with its notebooks: clone it and `pip install -e .` there"
         )
-    return CHECKOUT
 
 
 def numbers(text: str, what: str, kind: type = int) -> tuple:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.polynomial.polynomial import polyval
 
 from vtc import InputError, compressors
 from vtc.cost import table
@@ -81,7 +82,8 @@ def _counts(name: str, tower: TowerShape, V: float, D: np.ndarray) -> np.ndarray
         there = [int(v) for v in known["counts"]]
         if known["every_V"] or V in there or V != int(V):
             parts = _between(name, tower, V, there)
-            return sum(share * _polynomials(known["counts"][str(v)], D) for v, share in parts)
+            each = ((share, known["counts"][str(v)]) for v, share in parts)
+            return sum(share * np.stack([polyval(D, terms) for terms in counts]) for share, counts in each)
     parts = _between(name, tower, V, compressors.possible(name, tower.g))
     widths, at = np.unique(D.round().astype(int), return_inverse=True)
     return sum(
@@ -101,10 +103,6 @@ def _between(name: str, tower: TowerShape, V: float, there: list[int]) -> list[t
     low, high = there[i - 1], there[i]
     share = (V - low) / (high - low)
     return [(low, 1 - share), (high, share)]
-
-
-def _polynomials(coefficients: list[list[float]], D: np.ndarray) -> np.ndarray:
-    return np.stack([np.polynomial.polynomial.polyval(D, terms) for terms in coefficients])
 
 
 @cache

@@ -15,7 +15,7 @@ from vtc.evaluation.scores import unpack
 
 # Regions: marks that fit a side, and the rank of the fact that must be known (none: the mark alone is asked).
 FITS = ((1.0, 1.6), (1.6, 2.5), (2.5, 4.0), (4.0, 6.3), (6.3, 10.0))
-RANKS = {"no fact": None, "1-100": (0, 100), "101-1,000": (100, 1000), "1,001-": (1000, 10**9)}
+RANKS = {"no fact": (-1, 0), "1-100": (0, 100), "101-1,000": (100, 1000), "1,001-": (1000, 10**9)}
 COLUMNS = [
     *("fit", "rank", "questions", "error", "alpha", "alpha_low", "alpha_high"),
     *("beta", "beta_low", "beta_high"),
@@ -27,15 +27,12 @@ LEAST = 0.005  # an error below this has no useful logarithm
 def regions(made: Exam) -> dict[tuple[str, str], np.ndarray]:
     """The questions of each region, by (marks that fit a side, rank) as readers see them."""
     frame, found = made.frame, {}
+    alone = frame["kind"].isin(["read", "fact", "common"])  # about one mark
     for low, high in FITS:
-        here = (frame["fit"] >= low) & (frame["fit"] < high)
-        for name, ranks in RANKS.items():
-            if ranks is None:
-                asked = frame["kind"] == "read"
-            else:
-                asked = frame["kind"].isin(["fact", "common"])
-                asked &= (frame["rank"] >= ranks[0]) & (frame["rank"] < ranks[1])
-            questions = np.flatnonzero(here & asked)
+        for name, (first, last) in RANKS.items():
+            here = frame["fit"].between(low, high, inclusive="left")
+            here &= frame["rank"].between(first, last, inclusive="left")
+            questions = np.flatnonzero(alone & here)
             if len(questions) >= FEWEST:
                 found[f"{low:g} to {high:g}", name] = questions
     return found

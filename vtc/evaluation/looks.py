@@ -6,6 +6,8 @@ an image are the same, and the mark that is asked for gets as much weight as the
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -53,10 +55,7 @@ def on_marks(box: np.ndarray, g: int) -> np.ndarray:
 
 def _pairs(maps: np.ndarray, marks: np.ndarray) -> list[tuple[float, float, float]]:
     """Maps (m, s), patches of each one's mark (m, s) -> moved, asked, other of every ordered pair."""
-    m = len(maps)
     return [
         (np.abs(maps[i] - maps[j]).sum() / 2, (maps[i] * marks[i]).sum(), (maps[i] * marks[j]).sum())
-        for i in range(m)
-        for j in range(m)
-        if i != j
+        for i, j in itertools.permutations(range(len(maps)), 2)
     ]
