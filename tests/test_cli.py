@@ -136,8 +136,8 @@ def test_seeds_that_are_no_numbers_are_refused(words, here):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--zoo", "best"], "vtc: --zoo best: choose some of rivals, ablations, nested, others"),
-        (["--zoo", "lookup,quecks"], "vtc: --zoo quecks: choose some of rivals"),
+        (["--zoo", "best"], "vtc: --zoo best: choose some of headline, rivals, ablations, nested, others"),
+        (["--zoo", "lookup,quecks"], "vtc: --zoo quecks: choose some of headline, rivals"),
         (["--zoo", "rivals", "--V", "5"], "vtc: --V 5: no compressor of these sets"),
         (["--V", "5"], "vtc: V = 5: a 12 x 12 grid and tokenpacker_nested can give 0"),
     ],

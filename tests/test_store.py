@@ -70,6 +70,13 @@ def picky(case):
     return half(case)
 
 
+def picky_and_slow(case):
+    """Fails at once for one case, and takes its time for the others."""
+    if case["V"] != 4:
+        time.sleep(0.3)
+    return picky(case)
+
+
 def suicidal(case):
     """A measurement whose process is killed, as by a system short of memory."""
     if case["V"] == 4:
@@ -295,7 +302,8 @@ def test_cases_are_begun_in_their_order_and_none_after_an_error():
     assert sorted(done) == list(range(5))
     done = []
     with pytest.raises(KeyError, match="no four here"):
-        for case, _ in executor.run(picky, [{"V": v, "seed": 0} for v in (4, 4, *range(5, 30))], workers=2):
+        cases = [{"V": v, "seed": 0} for v in (4, 4, *range(5, 30))]
+        for case, _ in executor.run(picky_and_slow, cases, workers=2):
             done.append(case["V"])
     assert len(done) < 5  # those under way, and what a worker had been handed before
 
