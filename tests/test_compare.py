@@ -224,6 +224,11 @@ def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     fourfold, r = p.variants["05_fourfold"].recipe, p.recipe
     assert fourfold.text == r.text and fourfold.instruct.steps == 4 * r.instruct.steps
     assert len({variant.fingerprint for variant in (p, *p.variants.values())}) == 1 + len(p.variants)
+    anew = replace(p, recompute=True)  # as `vtc reproduce` runs the notebooks: variants are replayed
+    assert not any(variant.recompute for variant in anew.variants.values())
+    assert len(store.stored("02_twin", anew.variants["02_twin"])) == 63 and not len(
+        store.stored("02_errors", anew)
+    )
 
 
 def test_side_by_side_stand_the_V_and_seeds_that_all_have():

@@ -228,7 +228,7 @@ def of_02() -> list[str]:
     turned = summary.turned(rows, twin).set_index(["questions", "slope", "world"]).sort_index()
     more = turned.loc[("facts", "more with N than with V"), "mean"]
     with_V = turned.loc[("facts", "with V")]
-    assert with_V.loc["twin", "high"] < 0 < with_V.loc["world", "high"]  # "where the world's do not"
+    assert with_V.loc["twin", "high"] < 0 < with_V.loc["world", "high"]  # "in the world they do not"
     told = summary.told_table(flipped).iloc[0]
     assert 0.4 < told["fact"] < 0.5 and abs(told["read"] - told["fact"]) < 0.05  # "nearly half", "as often"
     shown = data.scenes_of(P.variants["02_twin"], "test")

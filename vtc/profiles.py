@@ -135,17 +135,18 @@ class Profile:
 
     @property
     def variants(self) -> dict[str, Profile]:
-        """Profiles that answer one question each, by the table of their rows; recorded once and replayed.
+        """Profiles that answer one question each, by the table of their rows.
 
+        Recorded once and replayed: where recorded rows are not looked at, those of a variant still are.
         02_twin: the flipped world. 02_doubled: every stage twice as long, does the error still fall?
         05_twice, 05_fourfold: what follows the text stage 2 or 4 times as long: does a gap stay?
         """
-        image = ("align", "instruct")
+        p, image = replace(self, recompute=False), ("align", "instruct")
         return {
-            "02_twin": replace(self, world=self.twin),
-            "02_doubled": self._longer(2, ("text", *image)),
-            "05_twice": self._longer(2, image),
-            "05_fourfold": self._longer(4, image),
+            "02_twin": replace(p, world=self.twin),
+            "02_doubled": p._longer(2, ("text", *image)),
+            "05_twice": p._longer(2, image),
+            "05_fourfold": p._longer(4, image),
         }
 
     def _longer(self, times: int, names: tuple[str, ...]) -> Profile:

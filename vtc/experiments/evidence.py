@@ -154,9 +154,10 @@ def _predicted(foretold: pd.DataFrame | None, rows: pd.DataFrame) -> Said:
 
 def _turned(rows: pd.DataFrame, twin: pd.DataFrame) -> Said:
     """Whether the flipped twin turned the order of N and V for facts, as we had foretold."""
-    if not len(rows) or not len(twin):
+    rows, twin = committed(rows), committed(twin)
+    if rows.empty or twin.empty:
         return []
-    table = summary.turned(committed(rows), committed(twin))
+    table = summary.turned(rows, twin)
     table = table[table["slope"] == "more with N than with V"].set_index(["world", "questions"])
     before, row = table.loc[("world", "facts")], table.loc[("twin", "facts")]
     wrong = "Our prediction was wrong: the order did not turn round."

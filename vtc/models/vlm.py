@@ -242,12 +242,12 @@ class VLM(PreTrainedModel):
             before, real = self.encode_image(features, packed), None
         else:
             before, real = self.scene_in_words(packed.scene_text)
-        if self._quick(packed):
+        if quick := self._quick(packed):
             packed, read = without_last(packed)
-            x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
-            out = hidden(self.llm, x, layout, packed.ids.shape[1], read)
-            return self.llm.get_output_embeddings()(out).float()
         x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
+        if quick:
+            out = hidden(self.llm, x, layout, packed.ids.shape[1], read)  # (answer tokens, d_llm)
+            return self.llm.get_output_embeddings()(out).float()
         out = self.llm.base_model(
             inputs_embeds=x, attention_mask=layout.mask(x.dtype), position_ids=layout.position_ids,
             use_cache=False,
