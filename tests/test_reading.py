@@ -255,7 +255,7 @@ def of_05() -> list[str]:
     assert round(means["quecc"] - means["lookup"], 2) == 0.12  # "the first world's lead of .12"
     names = [*compressors.sets()["headline"], sweep.SWEPT]
     zoo = compare.beside(pd.concat([zoo, rows], ignore_index=True), names, P.zoo_size)
-    assert {V: set(part["seed"]) for V, part in zoo.groupby("V")} == {1: {0, 1, 2}, 4: {0}}
+    assert {V: set(part["seed"]) for V, part in zoo.groupby("V")} == {1: {0, 1, 2}, 4: {0, 1}}
     apart = zoo.pivot_table(index=["V", "seed"], columns="compressor", values="error_reasoning")
     apart = (apart["tokenpacker"] - apart["quecc"]).dropna()
     assert (apart > 0).all() and apart.mean() < 0.1  # "small, though of the same sign in every seed"
