@@ -23,6 +23,13 @@ SMALL = {"tower": "smoke", "budget_s": 0.0, "G": 3}
 PEAKS = {"peak_flops": 1e12, "peak_plain_flops": 1e12, "bandwidth": 1e10}  # where none need be measured
 
 
+def test_what_a_notebook_clocks_anew_at_laptop_is_short_and_what_is_recorded_is_not():
+    anew, whole = (benchmark.cases(profiles.get("laptop", recompute)) for recompute in (True, False))
+    assert len(anew) == 2 and {c["llm"] for c in anew} <= {c["llm"] for c in whole}
+    assert all(c["baseline"] and c["budget_s"] <= 1 for c in anew)
+    assert len(benchmark.prompts(profiles.get("laptop", True))) == 3
+
+
 def test_the_interval_of_the_median_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     draws = rng.lognormal(0.0, 0.5, (2000, 15))  # skewed, as times are; the median is 1

@@ -72,7 +72,7 @@ class Profile:
     zoo: tuple[
         str, ...
     ]  # compressors, by name or set (`vtc.compressors.sets`), that `vtc reproduce` measures
-    zoo_V: tuple[int, ...]  # token counts of notebook 05
+    zoo_V: tuple[int, ...]  # token counts at which `vtc reproduce` measures them
     zoo_size: str  # LLM of notebook 05
     winners_Q: tuple[int, ...]  # text tokens at which cells of equal cost N (Q + V) are compared
     workers: int  # processes that measure cases side by side, one thread each
@@ -82,6 +82,7 @@ class Profile:
     world: WorldConfig = WorldConfig()  # what GridQA's images show and its questions ask for
     # Two compressors whose overall scores differ by less are equivalent; written before the runs.
     margin: float = 0.02
+    recorded_zoo_V: tuple[int, ...] = (1, 4, 16)  # token counts that the recorded rows of notebook 05 hold
     twin: WorldConfig = WorldConfig(least=6.0, entities=2)  # flipped: small marks, 640 facts
     recompute: bool = False  # True: recorded rows are not looked at
     data_version: str = "gridqa-2"  # of the questions and images: another word where `vtc.data` makes others
@@ -178,7 +179,7 @@ class Profile:
 # fields of a profile that change which cases are measured, where or how, but the result of none
 UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
-    *("recompute", "run", "feature_bytes", "twin", "margin"),
+    *("recompute", "run", "feature_bytes", "twin", "margin", "recorded_zoo_V"),
 )
 
 
@@ -208,6 +209,7 @@ SMOKE = Profile(
     ),
     zoo=("tokenpacker", "rivals", "ablations", "nested"),
     zoo_V=(1, 16),
+    recorded_zoo_V=(1, 16),
     zoo_size="d16",
     winners_Q=(6, 50),
     workers=2,
@@ -235,7 +237,7 @@ LAPTOP = Profile(
         span=16,
     ),
     zoo=("tokenpacker", "quecc", "lookup"),
-    zoo_V=(1, 4),
+    zoo_V=(1,),
     zoo_size="d32",
     winners_Q=(6, 50),
     workers=2,
@@ -264,6 +266,7 @@ GPU = replace(
     ),
     zoo=("tokenpacker", "rivals", "ablations", "nested", "others"),
     zoo_V=(1, 4, 16, 36),
+    recorded_zoo_V=(1, 4, 16, 36),
     workers=1,
     feature_bytes=40 * GB,
     note="one data-centre GPU, 30 minutes a stage, resumable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import pandas as pd
 
@@ -57,7 +58,8 @@ def main(args: argparse.Namespace) -> int:
     p = profiles.get(args.profile, args.recompute)
     if args.loader:
         return _loader(p)
-    wanted = {STEM: _asked(args)} if args.llm else {stem: of(p) for stem, of in CASES.items()}
+    whole = replace(p, recompute=False)  # not the few that a notebook clocks anew
+    wanted = {STEM: _asked(args)} if args.llm else {stem: of(whole) for stem, of in CASES.items()}
     if not any(wanted.values()):
         raise InputError(f"profile {p.name} has no cases to clock: name an LLM with --llm")
     on = {c["on"] for some in wanted.values() for c in some}

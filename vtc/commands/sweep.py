@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def asked_for(args: argparse.Namespace) -> Profile:
     """The profile with the seeds and the sets of compressors of these arguments in place of its own."""
     p = profiles.get(args.profile)
-    p = replace(p, seeds=profiles.numbers(args.seeds, "seeds") or p.recorded_seeds)
+    seeds = profiles.numbers(args.seeds, "seeds") or p.recorded_seeds
+    p = replace(p, seeds=seeds, zoo_V=p.recorded_zoo_V)
     if not args.zoo:
         return p
     sets = p.zoo if args.zoo == "profile" else tuple(args.zoo.split(","))
