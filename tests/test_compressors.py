@@ -309,14 +309,14 @@ def test_downsample_is_the_mean_over_its_area(n):
 
 
 def test_quecc_many_questions_share_keys():
-    for name in ("quecc", "quecc_light", "glances_steered", "lookup"):
+    for name in ("quecc", "quecc_light", "glances_steered", "lookup", "seek"):
         module = make(name, 4).eval()
         x, asks = features(), question(module, 3, m=3)
         each = torch.stack([module(x, asks[:, i]) for i in range(3)], 1).flatten(0, 1)
         torch.testing.assert_close(module(x, asks), each, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["quecc_light", "glances_steered", "lookup"])
+@pytest.mark.parametrize("name", ["quecc_light", "glances_steered", "lookup", "seek"])
 def test_padding_of_a_question_is_not_read(name):
     module = make(name, 4).eval()
     x, ask = features(), question(module)
@@ -706,3 +706,22 @@ def by_word(module, words, patches):
     found = [(q @ patches.T * len(q) ** -0.5).softmax(0) @ patches for q in queries]
     finds = [sum(share[j, f] * found[j] for j in range(len(words))) for f in range(share.shape[1])]
     return torch.cat(finds) @ module.hand_on
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_seek_is_what_a_loop_over_its_searches_gives(tokens):
+    """Straight from the definition: image by image, token by token, search by search."""
+    module, x = make("seek", tokens).eval(), features()
+    ask, side = question(module), math.isqrt(tokens)
+    with torch.no_grad():
+        z = F.layer_norm(module.read(x.levels), (D,), eps=1e-6)
+        keys = [z[:, 6 * y + c] + module.rows[y] + module.columns[c] for y in range(6) for c in range(6)]
+        for i in range(3):
+            t = F.layer_norm(module.text(module.pool(F.layer_norm(ask[i : i + 1], (LLM,))))[0], (D,))
+            for v in range(tokens):
+                queries = [module.query[v, h] + module.steer[h] @ t for h in range(4)]
+                scores = [torch.stack([q @ key[i] for key in keys]) * D**-0.5 for q in queries]
+                found = [score.softmax(0) @ z[i] for score in scores]
+                window = z[i].view(side, 6 // side, side, 6 // side, D)[v // side, :, v % side]
+                token = module.project(torch.cat([*found, window.mean((0, 1)), t]))
+                torch.testing.assert_close(module(x, ask)[i, v], token, atol=1e-5, rtol=1e-4)

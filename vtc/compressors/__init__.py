@@ -81,6 +81,7 @@ REGISTRY = {
     "lookup_asked": Entry(LOOKUP, {"source": "llm_last"}, sets=ABLATIONS),  # one word: QueCC's question
     "lookup_unaligned": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS),
     "lookup_distilled": Entry(LOOKUP, {"aligned": False}, sets=ABLATIONS, distilled=True),
+    "seek": Entry("zoo.seek.Seek"),
     "mqt": Entry(MQT, label="MQT trained for one V", published="MQT"),
     "mqt_content": Entry(MQT, {"keys": "content"}),
     "mqt_nested": Entry(MQT, sets=NESTED, nested=True, one_V="mqt"),
