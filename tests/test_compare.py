@@ -195,17 +195,6 @@ def test_clocks_are_compared_by_what_was_taken_in_turn():
     assert compare.with_clock(rows, clock)["first_token_ms"].tolist() == [3.0, 3.0]
 
 
-def test_cells_across_sizes_are_those_that_all_compressors_have():
-    sizes = {"a": ("d16", "d32"), "b": ("d16", "d32", "d64"), "once": ("d32",)}
-    cells = [(name, size, V, seed) for name in sizes for size in sizes[name] for V in (0, 1, 4) for seed in (0, 1)]
-    rows = pd.DataFrame(cells, columns=["compressor", "size", "V", "seed"])
-    rows = rows.drop(rows.query("compressor == 'a' and size == 'd16' and V == 4 and seed == 1").index)
-    found = compare.across_sizes(rows, ["a", "b", "once"])
-    assert set(found["compressor"]) == {"a", "b"} and set(found["size"]) == {"d16", "d32"}
-    assert len(found) == 2 * (2 * 2 * 2 - 1) and 0 not in set(found["V"])
-    assert compare.across_sizes(rows, ["once"]).empty
-
-
 def test_a_zoo_of_names_is_these_alone():
     p = replace(LAPTOP, zoo=("tokenpacker", "lookup"), zoo_V=(1, 4), seeds=(3,))
     assert sweep.zoo(p) == [

@@ -163,15 +163,6 @@ def beside(rows: pd.DataFrame, names: list[str], size: str) -> pd.DataFrame:
     return part[[row.seed in shared[row.V] for row in part.itertuples()]]
 
 
-def across_sizes(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Cells of these compressors with V > 0 that have several LLMs: the LLM, V and seed that all of them have."""
-    part = rows[rows["compressor"].isin(names) & (rows["V"] > 0)]
-    several = part.groupby("compressor")["size"].transform("nunique") > 1
-    part = part[several]
-    have = part.groupby(["size", "V", "seed"])["compressor"].transform("nunique")
-    return part[have == part["compressor"].nunique()]
-
-
 def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
     """Cells, and this compressor's again as it scored on shuffled questions.
 
