@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from vtc import compressors, cost, data, profiles, scaling
-from vtc.evaluation import compare, demands, exam, summary
+from vtc.evaluation import compare, confounds, demands, exam, summary
+from vtc.evaluation.scores import overall_error
 from vtc.experiments import evidence, first_world, predictions, store, sweep
 from vtc.figures import drawings
 from vtc.scaling import elsewhere, frames, seconds
@@ -282,6 +283,13 @@ def of_05() -> list[str]:
     assert (better.loc["tokenpacker", "p_holm"] < 0.05).all()  # "its lead over TokenPacker is beyond doubt"
     assert (better.drop("tokenpacker", level="against")["p_holm"] > 0.05).all()  # "only"
     assert better.loc["quecc_light", "cost"].between(0.4, 0.5).all()  # "half of the operations"
+    longer = confounds.curves({1: zoo, 2: store.recorded("05_twice", P)}, tasks, "lookup", "quecc")
+    assert longer["seeds"].tolist() == [3, 2] and round(longer["difference"][1], 2) == -0.07  # ".07 behind"
+    two = zoo[zoo["seed"].isin([0, 1]) & (zoo["V"] == 1)].assign(error=overall_error)
+    two = two.groupby("compressor")["error"].mean()
+    assert round(two["lookup"] - two["quecc"], 2) == 0.05  # "the same two seeds had `lookup` .05 behind"
+    clock = store.recorded("05_first_token", P).groupby("compressor")["ratio"].agg(["min", "max"]).round(1)
+    assert clock.loc["quecc"].tolist() == [1.6, 1.6] and clock.loc["quecc_light"].tolist() == [1.2, 1.3]
     priced = compare.with_cost(zoo, P).groupby(["compressor", "V"])["mflop"].mean()
     part = priced["lookup"] / priced["quecc"]
     assert 0.24 < part.min() and part.max() < 0.35  # "a quarter to a third of QueCC's operations"
