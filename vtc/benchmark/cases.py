@@ -40,7 +40,7 @@ def case(llm: str, V: Iterable[int], compressors: Iterable[str] = ("quecc",), **
 
 
 def cases(p: Profile) -> list[dict]:
-    """What notebook 03 clocks at a profile; anew (`recompute`) at laptop, a few that take five minutes."""
+    """What notebook 03 clocks at a profile; anew (`recompute`) at laptop, two that take four minutes."""
     if p.name == "smoke":
         sizes, quick = [s.name for s in p.sizes], {"tower": "smoke", "budget_s": 0.2, "G": 4}
         return [case(f"smoke:{n}", p.V, batch=b, baseline=b == 1, **quick) for n, b in zip(sizes, (1, 8))]

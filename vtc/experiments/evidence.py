@@ -198,8 +198,8 @@ def _pair(row, ahead: float | None, remark: str, tests: int, least: int) -> Clai
     words["seeds"] = f"{row.seeds} seed{'s' * (row.seeds > 1)}"
     of = {"id": f"pair-{row.compressor}-{row.against}-{row.V}", "words": words}
     claimed = ahead is not None and ahead > 0
-    first = claimed and row.against == "tokenpacker" or (row.compressor, row.against) in OURS
-    of["main"] = row.V == least and first
+    shown = (row.compressor, row.against) in OURS or (claimed and row.against == "tokenpacker")
+    of["main"] = row.V == least and shown
     if not claimed:
         return stated("pair-seen", row.difference, row.low, row.high, **of)
     if row.seeds == 1:  # says nothing of another training run
