@@ -75,7 +75,15 @@ def test_a_planted_beta_of_each_compressor_comes_back():
         for V in (1, 4, 16, 144)
         for seed, shift in enumerate((1.0, 1.05, 0.97))
     ]
+    wrong = dict.fromkeys(
+        ("error_reasoning", "error_ocr"), 0.9
+    )  # cells that only one of them has count nothing
+    rows.append(rows[0] | wrong | {"V": 9})
+    rows.append(
+        rows[0] | wrong | {"compressor": "lookup"}
+    )  # one LLM alone: no alpha, and it takes no cell away
     table = frames.betas(pd.DataFrame(rows)).set_index(["family", "compressor"])
+    assert set(table.index.get_level_values("compressor")) == {"m3", "quecc_nested"}
     for name, beta in (("m3", 0.3), ("quecc_nested", 0.05)):
         row = table.loc[("OCR-like", name)]
         assert row["beta"] == pytest.approx(beta, abs=1e-6) and row["beta_low"] <= beta <= row["beta_high"]

@@ -181,16 +181,24 @@ def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
     """How the error of each compressor falls with V, over several LLMs: a row a compressor and family.
 
     beta: minus the slope of ln error in ln V beside ln N, seed by seed, with its 95 % interval over seeds
-    (alpha alike in ln N); only V up to s/4, s being the most tokens in the rows. V*: the best V at Q text
-    tokens by the law fitted to cell means, `fault` where it fits badly.
+    (alpha alike in ln N); only V up to s/4, s being the most tokens in the rows, and only cells that all of
+    these compressors have. V*: the best V at Q text tokens by the law fitted to cell means, `fault` where it
+    fits badly.
     """
-    few, found = rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))], []
+    few, found = _alike(rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))]), []
     for (name, family), part in ((key, few[few["compressor"] == key[0]]) for key in _pairs(few)):
         f = fit(sweep(part, family).cells)
         row = {"family": FAMILIES[family], "compressor": name, "seeds": part["seed"].nunique(), "R2": f.r2}
         row |= exponents(part, part[f"error_{family}"])
         found.append(row | {"V*": float(v_star(f.law, Q)) if not f.fault else np.nan, "fault": f.fault})
     return pd.DataFrame(found)
+
+
+def _alike(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of compressors with several LLMs, the cells (LLM, V, seed) that all of them have."""
+    rows = rows[rows.groupby("compressor")["N"].transform("nunique") > 1]
+    there = rows.groupby(["N", "V", "seed"])["compressor"].transform("nunique")
+    return rows[there == rows["compressor"].nunique()]
 
 
 def _pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
