@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vtc import profiles
+from vtc import compressors, profiles
 from vtc.benchmark import speed
 from vtc.evaluation import compare, exam, scores, summary
 from vtc.experiments import evidence, store, sweep
@@ -65,6 +65,21 @@ def test_pairs_name_the_cost_beside_the_other():
     rows = compare.with_cost(rows.assign(size=p.zoo_size, Q=8.0, error_reasoning=0.3, error_ocr=0.2), p)
     (row,) = compare.pairwise(rows, TASKS, (("glances_steered", "quecc"),)).to_dict("records")
     assert row["low"] > 0.1 and row["cost"] < 1
+
+
+def test_a_score_stands_beside_what_it_costs():
+    p, size = LAPTOP, LAPTOP.size(LAPTOP.zoo_size)
+    rows = [{"size": size.name, "compressor": name, "V": 4, "Q": 6.0} for name in ("quecc", "pool", "fastv")]
+    rows = pd.DataFrame(rows).assign(error_reasoning=0.3, error_ocr=0.1)
+    priced = compare.with_cost(rows, p).set_index("compressor")
+    shape = dict(
+        grid=p.g, d=p.tower.d, d_levels=p.tower.d * len(p.tower.levels), d_llm=size.d, d_question=size.d
+    )
+    built = compressors.build("quecc", tokens=4, **shape)
+    assert priced["parameters"].to_dict() == {
+        "quecc": sum(weight.numel() for weight in built.parameters()), "pool": 0, "fastv": 0,
+    }  # fmt: skip
+    assert priced["kbit"].tolist() == [16 * n * size.d / 1000 for n in (4, 4, p.g**2)]
 
 
 def test_there_is_one_overall_score():
@@ -193,6 +208,8 @@ def test_clocks_are_compared_by_what_was_taken_in_turn():
     ).assign(tokenpacker_ms=[4.0, 8.0], ratio=0.5)
     rows = clock[["size", "compressor", "V"]].assign(error=0.5)
     assert compare.with_clock(rows, clock)["first_token_ms"].tolist() == [3.0, 3.0]
+    assert compare.with_clock(rows, clock.head(1))["first_token_ms"].isna().tolist() == [False, True]
+    assert compare.with_clock(rows, clock.head(0))["first_token_ms"].isna().all()  # not clocked
 
 
 def test_a_zoo_of_names_is_these_alone():
@@ -229,6 +246,16 @@ def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     assert len(store.stored("02_twin", anew.variants["02_twin"])) == 63 and not len(
         store.stored("02_errors", anew)
     )
+
+
+def test_a_ranking_takes_the_seeds_of_most_and_leaves_out_who_lacks_one():
+    have = {("a", 1): (0, 1, 2, 3, 4), ("b", 1): (0, 1, 2), ("c", 1): (0, 1, 2), ("d", 1): (0,)}
+    have |= {("a", 4): (0, 1), ("b", 4): (0,), ("a", 0): (0,)}
+    rows = [(name, V, seed, "d32") for (name, V), seeds in have.items() for seed in seeds]
+    rows = pd.DataFrame([*rows, ("d", 1, 1, "d64")], columns=["compressor", "V", "seed", "size"])
+    kept = compare.most(rows, "d32").groupby(["compressor", "V"])["seed"].agg(list).to_dict()
+    three = dict.fromkeys([("a", 1), ("b", 1), ("c", 1)], [0, 1, 2])  # seeds 3 and 4: one of four has them
+    assert kept == three | {("a", 4): [0, 1]}
 
 
 def test_side_by_side_stand_the_V_and_seeds_that_all_have():

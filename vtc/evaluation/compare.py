@@ -163,6 +163,19 @@ def beside(rows: pd.DataFrame, names: list[str], size: str) -> pd.DataFrame:
     return part[[row.seed in shared[row.V] for row in part.itertuples()]]
 
 
+def most(rows: pd.DataFrame, size: str) -> pd.DataFrame:
+    """Cells of as many compressors as can be ranked with one LLM, V > 0: at each V of the same seeds for all.
+
+    These are the seeds that at least half of the compressors have at that V; who lacks one of them is left
+    out there.
+    """
+    part = rows[(rows["size"] == size) & (rows["V"] > 0)]
+    often = part.groupby(["V", "seed"])["compressor"].transform("nunique")
+    part = part[2 * often >= part.groupby("V")["compressor"].transform("nunique")]
+    needed = part.groupby("V")["seed"].transform("nunique")
+    return part[part.groupby(["V", "compressor"])["seed"].transform("nunique") == needed]
+
+
 def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
     """Cells, and this compressor's again as it scored on shuffled questions.
 
@@ -176,16 +189,22 @@ def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:
 
 
 def with_cost(rows: pd.DataFrame, p: Profile) -> pd.DataFrame:
-    """Cells with `error`, 1 - overall score, and `mflop`, the counted operations of one question.
+    """Cells with `error`, 1 - overall score, and what a question costs: `mflop`, `parameters`, `kbit`.
 
-    Compressor, question pass, projector, prefill and first token; the tower is the same for all and left out.
+    mflop: counted operations of compressor, question pass, projector, prefill and first token; the tower is
+    the same for all and left out. parameters: the compressor's own. kbit: what is handed on to the LLM,
+    tokens by its width at 16 bits a number; who drops tokens inside the LLM hands on all patches.
     """
     counted = []
     for row in rows.itertuples():
         llm = replace(p.size(row.size), vocab=len(data.WORDS))
         pipe = cost.Pipeline(llm, p.tower, row.compressor, features_cached=True)
-        counted.append(float(cost.flops(pipe, row.V, row.Q)) / 1e6)
-    return rows.assign(error=overall_error(rows), mflop=counted)
+        part = cost.compressor(row.compressor, p.tower, row.V, llm.d)
+        tokens = row.V if part.drops_after is None else p.g**2
+        mflop = float(cost.flops(pipe, row.V, row.Q)) / 1e6
+        counted.append((mflop, int(part.weights), 16 * tokens * llm.d / 1000))
+    columns = pd.DataFrame(counted, index=rows.index, columns=["mflop", "parameters", "kbit"])
+    return pd.concat([rows.assign(error=overall_error(rows)), columns], axis=1)
 
 
 def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
@@ -201,14 +220,16 @@ def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
 
 
 def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
-    """Cells with the milliseconds to their first token, from `pace.first_token`; those not clocked go.
+    """Cells with the milliseconds to their first token, from `pace.first_token`; nan where not clocked.
 
     Each is its ratio to TokenPacker at one token, taken in turn with it, times the median of the latter: a
     busy moment of the machine then counts for nobody.
     """
+    if clock.empty:
+        return rows.assign(first_token_ms=np.nan)
     clock = clock.assign(first_token_ms=clock["ratio"] * clock["tokenpacker_ms"].median())
     same = ["size", "compressor", "V"]
-    return rows.merge(clock[[*same, "first_token_ms"]], on=same)
+    return rows.merge(clock[[*same, "first_token_ms"]], on=same, how="left")
 
 
 def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:

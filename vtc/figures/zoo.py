@@ -101,7 +101,8 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerCha
 
     best: from `vtc.evaluation.compare.frontier`.
     """
-    every = rows.groupby(list(CELL))[["error", "mflop"]].mean().reset_index()
+    costs = [name for name in ("mflop", "parameters", "kbit", "first_token_ms") if name in rows]
+    every = rows.groupby(list(CELL))[["error", *costs]].mean().reset_index()
     named = best.assign(name=best["compressor"] + " " + best["V"].astype(str))
     apart = named["error"].diff().fillna(-1) < -0.01  # names of near points would cover each other
     grey = alt.Chart(every).mark_point(color="#999999", size=25)
