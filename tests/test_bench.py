@@ -98,6 +98,8 @@ def test_training_and_first_token_are_clocked_and_say_where(tmp_path, monkeypatc
     assert first["ratio_low"] <= first["ratio"] <= first["ratio_high"]
     name = machine.device_name("cuda") if machine.has_cuda() else f"{machine.processor()} x 1"
     assert row["device"] == first["device"] == name
+    smaller = {"size": p.sizes[0].name, "V": 4, "compressor": "downsample_image"}  # its features are fewer
+    assert pace.first_token(p, smaller, rounds=1)["first_token_ms"] > 0
 
 
 @pytest.fixture(scope="module")

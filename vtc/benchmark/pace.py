@@ -93,9 +93,10 @@ def first_token(p: Profile, case: dict, rounds: int = 40) -> dict[str, float | s
         usual = {"compressor": "tokenpacker", "V": 1}
         models = {"ours": _untrained(p, case, device), "other": _untrained(p, case | usual, device)}
         images = torch.zeros(1, p.pixels, p.pixels, 3, dtype=torch.uint8)
-        seen = Tower(p.tower)(images, selecting=True).to(device)
-        question = ["x5 y7 owl ?"]
-        calls = {name: partial(model.generate, seen, question, 1) for name, model in models.items()}
+        eyes, question, calls = Tower(p.tower), ["x5 y7 owl ?"], {}
+        for name, model in models.items():
+            seen = eyes(images, **model.compressor.of_tower).to(device)
+            calls[name] = partial(model.generate, seen, question, 1)
         taken = in_turn(calls, device, fewest=rounds, most=rounds, warm_up=5)
         name = device_name(device)
     ours, other = summary(taken["ours"]), summary(taken["other"])
