@@ -254,7 +254,7 @@ def test_a_ranking_takes_the_seeds_of_most_and_leaves_out_who_lacks_one():
     rows = [(name, V, seed, "d32") for (name, V), seeds in have.items() for seed in seeds]
     rows = pd.DataFrame([*rows, ("d", 1, 1, "d64")], columns=["compressor", "V", "seed", "size"])
     kept = compare.most(rows, "d32").groupby(["compressor", "V"])["seed"].agg(list).to_dict()
-    three = dict.fromkeys([("a", 1), ("b", 1), ("c", 1)], [0, 1, 2])  # seeds 3 and 4: one of four has them
+    three = dict.fromkeys([("a", 1), ("b", 1), ("c", 1)], [0, 1, 2])  # a's seeds 3 and 4 are not needed
     assert kept == three | {("a", 4): [0, 1]}
 
 

@@ -51,15 +51,16 @@ def test_a_gap_that_closes_with_longer_training_is_seen_to_close():
     hard, tables = np.random.default_rng(0).random(len(planted.TASKS)), {}
     for times, gain in ((1, 0.2), (2, 0.1), (4, 0.0)):
         made = []
-        for name, more in (("quecc", 0.0), ("lookup", gain)):
+        for name, ahead in (("quecc", 0.0), ("lookup", gain)):
             for seed in range(3):
-                right = (np.random.default_rng([times, seed]).random(len(hard)) < hard + more).astype(float)
+                right = (np.random.default_rng([times, seed]).random(len(hard)) < hard + ahead).astype(float)
                 row = {"compressor": name, "V": 1, "seed": seed, "scores": scores.pack(right)}
                 made.append(row)
-        made += [made[0] | {"V": 4}, made[3] | {"V": 4}] if times == 1 else []
+        more = [{"V": 4}, {"seed": 3}]  # a V and a seed that longer training has not: not compared
+        made += [made[at] | other for at in (0, 3) for other in more] if times == 1 else []
         tables[times] = pd.DataFrame(made)
     table = confounds.curves(tables, planted.TASKS, "lookup", "quecc")
-    assert table["times"].tolist() == [1, 2, 4] and set(table["V"]) == {1}
+    assert table["times"].tolist() == [1, 2, 4] and set(table["V"]) == {1} and set(table["seeds"]) == {3}
     assert table["difference"].is_monotonic_decreasing and table["difference"].iloc[0] > 0.1
     assert abs(table["difference"].iloc[2]) < 0.01
     assert confounds.curves({1: pd.DataFrame()}, planted.TASKS, "lookup", "quecc").empty

@@ -163,17 +163,19 @@ def beside(rows: pd.DataFrame, names: list[str], size: str) -> pd.DataFrame:
     return part[[row.seed in shared[row.V] for row in part.itertuples()]]
 
 
-def most(rows: pd.DataFrame, size: str) -> pd.DataFrame:
+def most(rows: pd.DataFrame, size: str, seeds: int = 3) -> pd.DataFrame:
     """Cells of as many compressors as can be ranked with one LLM, V > 0: at each V of the same seeds for all.
 
-    These are the seeds that at least half of the compressors have at that V; who lacks one of them is left
-    out there.
+    These are the so many seeds that most compressors have at that V, and the least of them where several are
+    as common; who lacks one of them is left out there.
     """
-    part = rows[(rows["size"] == size) & (rows["V"] > 0)]
-    often = part.groupby(["V", "seed"])["compressor"].transform("nunique")
-    part = part[2 * often >= part.groupby("V")["compressor"].transform("nunique")]
-    needed = part.groupby("V")["seed"].transform("nunique")
-    return part[part.groupby(["V", "compressor"])["seed"].transform("nunique") == needed]
+    part, kept = rows[(rows["size"] == size) & (rows["V"] > 0)], [rows.head(0)]
+    for _, cells in part.groupby("V"):
+        have = cells.groupby("seed")["compressor"].nunique()
+        common = sorted(have.index, key=lambda seed: (-have[seed], seed))[:seeds]
+        cells = cells[cells["seed"].isin(common)]
+        kept.append(cells[cells.groupby("compressor")["seed"].transform("nunique") == len(common)])
+    return pd.concat(kept, ignore_index=True)
 
 
 def with_shuffled(rows: pd.DataFrame, compressor: str) -> pd.DataFrame:

@@ -90,16 +90,21 @@ def _on_tasks(cells: pd.DataFrame, one: str, other: str) -> list[tuple]:
 def curves(tables: dict[int, pd.DataFrame], tasks: list[str], one: str, other: str) -> pd.DataFrame:
     """How a gap changes as both are trained longer: steps (times the recipe's) -> score of one minus other.
 
-    tables: rows by how many times as long their stages with images were; only V that all of them have are
-    compared. Columns: V, times, difference, low, high, seeds.
+    tables: rows by how many times as long their stages with images were; only V and seeds that all of them
+    have are compared. Columns: V, times, difference, low, high, seeds.
     """
-    parts = []
-    for times, rows in tables.items():
-        if {one, other} <= set(rows.get("compressor", [])):
-            parts.append(compare.pairwise(rows, tasks, ((one, other),)).assign(times=times))
     columns = ["V", "times", "difference", "low", "high", "seeds"]
-    if not parts:
+    tables = {
+        times: rows for times, rows in tables.items() if {one, other} <= set(rows.get("compressor", []))
+    }
+    if not tables:
         return pd.DataFrame(columns=columns)
+    pairs = [rows[rows["compressor"] == name] for rows in tables.values() for name in (one, other)]
+    seeds = set.intersection(*(set(rows["seed"]) for rows in pairs))
+    parts = [
+        compare.pairwise(rows[rows["seed"].isin(seeds)], tasks, ((one, other),)).assign(times=times)
+        for times, rows in tables.items()
+    ]
     table = pd.concat(parts, ignore_index=True)
     longest = table.loc[table["times"] == table["times"].max(), "V"]
     return table[table["V"].isin(longest)][columns].sort_values(["V", "times"], ignore_index=True)
