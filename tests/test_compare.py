@@ -235,12 +235,15 @@ def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     p = replace(LAPTOP, zoo=("quecc_nested",), zoo_V=(1, 36), seeds=(0,))
     cells = [(case["size"], case["V"]) for case in sweep.zoo(p, ("d16", "d64"))]
     assert cells == [("d16", 1), ("d16", 36), ("d64", 1), ("d64", 36)]
-    curves = sweep.variant_cells(p, "05_twice")
-    assert {(case["compressor"], case["V"]) for case in curves} == {("quecc", 1), ("lookup", 1)}
+    cells = sweep.variant_cells(p, "05_twice")
+    assert {(case["compressor"], case["V"]) for case in cells} == {("quecc", 1), ("lookup", 1)}
     assert {case["size"] for case in sweep.variant_cells(p, "02_twin")} == {"d16", "d32", "d64"}
     fourfold, r = p.variants["05_fourfold"].recipe, p.recipe
     assert fourfold.text == r.text and fourfold.instruct.steps == 4 * r.instruct.steps
     assert len({variant.fingerprint for variant in (p, *p.variants.values())}) == 1 + len(p.variants)
+    shared = {stem: variant.cache_before_align for stem, variant in p.variants.items()}
+    curves = {shared.pop("05_twice"), shared.pop("05_fourfold")}  # their LLMs have read the same text
+    assert curves == {p.cache_before_align} and not curves & set(shared.values()) and len(shared) == 2
     anew = replace(p, recompute=True)  # as `vtc reproduce` runs the notebooks: variants are replayed
     assert not any(variant.recompute for variant in anew.variants.values())
     assert len(store.stored("02_twin", anew.variants["02_twin"])) == 63 and not len(

@@ -266,7 +266,10 @@ def of_05() -> list[str]:
     assert ahead["difference"].round(2).loc[[1, 16]].tolist() == [0.24, 0.06]  # "by .24", "by .06 at 16"
     pairs = (("quecc", "tokenpacker"), ("lookup", "tokenpacker"), ("lookup", "quecc"))
     near = compare.pairwise(zoo, tasks, pairs).set_index(["against", "V"]).loc["quecc"]
-    assert near["difference"].round(2).loc[[1, 16]].tolist() == [-0.06, 0.02]  # "behind by .06", "ahead by .02"
+    assert near["difference"].round(2).loc[[1, 16]].tolist() == [
+        -0.06,
+        0.02,
+    ]  # "behind by .06", "ahead by .02"
     assert near["p_holm"].round(2).loc[[1, 16]].tolist() == [0.07, 0.08]
     light = compare.equivalence(zoo, tasks, "quecc_light", "quecc", P.margin).set_index("V")
     assert set(light.index) == {1, 4, 16} and set(light["equivalent"]) == {"open"}  # "open at every V"

@@ -539,14 +539,14 @@ def test_features_beyond_the_budget_are_computed_when_asked_for(smoke):
     parts = (kept.levels, kept.attention, kept.keys)
     assert size == sum(part.numel() * part.element_size() for part in parts)
     tight = replace(smoke, feature_bytes=size - 1)
-    before = set(smoke.cache.iterdir())
+    before = set(smoke.cache_before_align.iterdir())
     demanded = features.features(tight, "test", selecting=True)
     assert isinstance(demanded, features.OnDemand) and len(demanded) == len(kept)
     rows = torch.tensor([3, 0, 7])
     for name in ("last", "levels", "attention", "keys"):
         ours, theirs = getattr(demanded[rows], name).float(), getattr(kept, name)[rows].float()
         assert torch.allclose(ours, theirs, atol=0.05, rtol=0.02), name
-    assert set(smoke.cache.iterdir()) == before
+    assert set(smoke.cache_before_align.iterdir()) == before
 
 
 def test_the_paper_profile_is_llavas_recipe_and_fits_a_disk():

@@ -125,14 +125,27 @@ class Profile:
 
     @property
     def cache(self) -> Path:
-        """Weights, features and checkpoints, which a seed can remake; another recipe has another folder."""
+        """Weights and checkpoints, which a seed can remake; another recipe has another folder."""
         return self.runs / "cache" / self.fingerprint
+
+    @property
+    def cache_before_align(self) -> Path:
+        """The same of what no image stage has a say in, so that learning curves share it.
+
+        The tower, its features, and the LLMs that have read text.
+        """
+        numbers = self._numbers
+        numbers["recipe"] = {k: v for k, v in numbers["recipe"].items() if k not in ("align", "instruct")}
+        return self.runs / "cache" / _short(numbers)
 
     @property
     def fingerprint(self) -> str:
         """A short hash of all the numbers that decide a result; it names what they made, rows and caches."""
-        numbers = {name: value for name, value in asdict(self).items() if name not in UNDECIDING}
-        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:10]
+        return _short(self._numbers)
+
+    @property
+    def _numbers(self) -> dict[str, object]:
+        return {name: value for name, value in asdict(self).items() if name not in UNDECIDING}
 
     @property
     def variants(self) -> dict[str, Profile]:
@@ -181,6 +194,11 @@ UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
     *("recompute", "run", "feature_bytes", "twin", "margin", "recorded_zoo_V"),
 )
+
+
+def _short(numbers: dict[str, object]) -> str:
+    """A short hash of these numbers."""
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _tiny(d: int, layers: int = 3) -> LLMShape:

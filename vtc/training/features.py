@@ -72,12 +72,12 @@ def features(p: Profile, split: str, selecting: bool = False, side: int | None =
     if size_in_bytes(p, len(scenes), selecting, side) > p.feature_bytes:
         return seen(selecting)
     name = "features" if side is None else f"features-{side}"
-    file = p.cache / f"{name}-{split}.safetensors"
+    file = p.cache_before_align / f"{name}-{split}.safetensors"
     build_once(file, lambda: (seen(False).whole(("levels",)), {}))
     levels = load_file(file)["levels"]  # (n, s, d_levels)
     more: dict[str, Tensor] = {}
     if selecting:
-        file = p.cache / f"selecting-{split}.safetensors"
+        file = p.cache_before_align / f"selecting-{split}.safetensors"
         parts = ("attention", "keys", "cls") if p.tower.checkpoint else ("attention", "keys")
         build_once(file, lambda: (seen(True).whole(parts), {}))
         more = load_file(file)

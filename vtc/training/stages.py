@@ -71,7 +71,7 @@ def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
     llm = make_llm(size, len(tokenizer))
     if size.checkpoint:
         return llm
-    folder = p.cache / f"llm-{size.name}-{seed}"
+    folder = p.cache_before_align / f"llm-{size.name}-{seed}"
     file = folder / "llm.safetensors"
     build_once(file, lambda: _read_text(p, llm, tokenizer, seed, folder))
     llm.load_state_dict(load_file(file), strict=False)
@@ -81,7 +81,7 @@ def text_llm(p: Profile, size: LLMShape, seed: int) -> nn.Module:
 
 def text_notes(p: Profile, size: LLMShape, seed: int) -> dict[str, float]:
     """How the text stage of that LLM went: loss, seconds."""
-    return notes_of(p.cache / f"llm-{size.name}-{seed}" / "llm.safetensors")
+    return notes_of(p.cache_before_align / f"llm-{size.name}-{seed}" / "llm.safetensors")
 
 
 def _read_text(p: Profile, llm: nn.Module, tokenizer, seed: int, folder: Path) -> tuple[dict, dict]:

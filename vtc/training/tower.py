@@ -32,7 +32,7 @@ def pretrained(p: Profile) -> Tower:
     """The profile's frozen tower: from its checkpoint, else trained once and kept in the profile's cache."""
     if p.tower.checkpoint:
         return load_checkpoint(p.tower.checkpoint, p.tower.levels)
-    file = p.cache / "tower.safetensors"
+    file = p.cache_before_align / "tower.safetensors"
     build_once(file, lambda: pretrain(p))
     tower = Tower(p.tower)
     tower.load_state_dict(load_file(file))
@@ -42,7 +42,7 @@ def pretrained(p: Profile) -> Tower:
 def accuracy(p: Profile) -> dict[str, float]:
     """How well the frozen tower's features tell lands and unseen digits, measured when it was trained."""
     pretrained(p)
-    return notes_of(p.cache / "tower.safetensors")
+    return notes_of(p.cache_before_align / "tower.safetensors")
 
 
 class _Dense(nn.Module):
@@ -80,7 +80,7 @@ def pretrain(p: Profile) -> tuple[dict[str, Tensor], dict[str, float]]:
     stage = Stage("tower", recipe.steps, recipe.lr, ("tower", "head"), p.recipe.checkpoint_every)
     # on a CPU the fused attention's backward pass takes longer at these widths
     with sdpa_kernel(SDPBackend.MATH) if device().type == "cpu" else nullcontext():
-        fit(model, stage, batch, p.cache / "tower")
+        fit(model, stage, batch, p.cache_before_align / "tower")
     tower = model.tower.eval().requires_grad_(False)
     return tower.state_dict(), _measured(tower, model.head, p)
 
