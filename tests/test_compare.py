@@ -216,8 +216,8 @@ def test_a_zoo_of_names_is_these_alone():
     p = replace(LAPTOP, zoo=("tokenpacker", "lookup"), zoo_V=(1, 4), seeds=(3,))
     assert sweep.zoo(p) == [
         {"compressor": name, "V": V, "size": p.zoo_size, "seed": 3}
-        for name in ("tokenpacker", "lookup")
         for V in (1, 4)
+        for name in ("tokenpacker", "lookup")
     ]
 
 
@@ -234,7 +234,12 @@ def test_the_zoo_leaves_out_what_cannot_be_given_and_doubles():
 def test_a_zoo_of_several_llms_and_the_cells_of_the_variants():
     p = replace(LAPTOP, zoo=("quecc_nested",), zoo_V=(1, 36), seeds=(0,))
     cells = [(case["size"], case["V"]) for case in sweep.zoo(p, ("d16", "d64"))]
-    assert cells == [("d16", 1), ("d16", 36), ("d64", 1), ("d64", 36)]
+    assert cells == [
+        ("d16", 1),
+        ("d64", 1),
+        ("d16", 36),
+        ("d64", 36),
+    ]  # both are trained before any is asked again
     cells = sweep.variant_cells(p, "05_twice")
     assert {(case["compressor"], case["V"]) for case in cells} == {("quecc", 1), ("lookup", 1)}
     assert {case["size"] for case in sweep.variant_cells(p, "02_twin")} == {"d16", "d32", "d64"}

@@ -18,7 +18,7 @@ from vtc.data.gridqa.facts import Facts
 from vtc.data.gridqa.words import WORDS
 from vtc.data.gridqa.world import make_scenes
 from vtc.models.llm import make_llm, make_tokenizer
-from vtc.models.prompt import asked, pack
+from vtc.models.prompt import asked, one_a_row, pack
 from vtc.models.vlm import VLM, VLMConfig, text_model
 from vtc.shapes import LLMShape, TowerShape, WorldConfig
 from vtc.training.device import Share
@@ -239,13 +239,17 @@ def test_questions_are_packed_as_one_by_one() -> None:
     for name, value in vars(expected).items():
         if value is not None:
             assert torch.equal(vars(packed)[name], value), name
+    alone, rows = one_a_row(packed), pack([[each] for each in one], 0)
+    for name, value in vars(rows).items():
+        if value is not None and name != "questions":  # padded with 0, not with the tokenizer's
+            assert torch.equal(vars(alone)[name], value), name
 
 
 @pytest.mark.parametrize(
     "compressor, V, questions, kind",
     [
         *(("tokenpacker", V, 3, torch.float64) for V in (None, 0, 1, 4)),
-        *(("quecc", 4, m, torch.float64) for m in (1, 3)),
+        *(("quecc", V, m, torch.float64) for V, m in ((4, 1), (4, 3), (16, 3))),  # the last: a row a question
         ("tokenpacker", None, 1, torch.float64),
         ("tokenpacker", 4, 3, torch.bfloat16),
     ],

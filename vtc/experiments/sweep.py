@@ -64,7 +64,8 @@ def members(name: str) -> tuple[str, ...]:
 def zoo(p: Profile, sizes: tuple[str, ...] = ()) -> list[dict]:
     """Compressors at few tokens with one LLM (or those of `sizes`); ablations at the two least V.
 
-    V that a compressor can't give are left out.
+    V that a compressor can't give are left out. By V, rising: the first cell of a nested compressor trains
+    it, and nobody should wait for that.
     """
     cases = []
     for name in p.zoo:
@@ -73,6 +74,7 @@ def zoo(p: Profile, sizes: tuple[str, ...] = ()) -> list[dict]:
         for size in sizes or (p.zoo_size,):
             cases += [{"size": size, "V": v, "compressor": one} for v, one in able]
     cases = [case for i, case in enumerate(cases) if case not in cases[:i]]
+    cases.sort(key=lambda case: case["V"])
     return [case | {"seed": seed} for seed in p.seeds for case in cases]
 
 

@@ -142,6 +142,32 @@ def without_last(packed: Packed) -> tuple[Packed, Tensor]:
     return replace(packed, **parts), before
 
 
+def one_a_row(packed: Packed) -> Packed:
+    """The same questions, (b, m) of them, each in a row of its own (b m, n), answer tokens in the same order.
+
+    For questions that share no token, each having visual tokens of its own. Attention then has m times fewer
+    weights: in a packed row nearly all of them are hidden.
+    """
+    (b, m), there = packed.lengths.shape, packed.segment >= 0  # (b, t) which columns hold a token
+    n = int(torch.where(there, packed.position, -1).max()) + 1
+    row = torch.arange(b, device=there.device)[:, None] * m + packed.segment
+    place = row * n + packed.position  # (b, t) in the flattened (b m, n)
+
+    def moved(x: Tensor, fill: int) -> Tensor:
+        return x.new_full((b * m * n,), fill).scatter(0, place[there], x[there]).view(b * m, n)
+
+    return Packed(
+        ids=moved(packed.ids, 0),
+        segment=moved(torch.zeros_like(packed.segment), NOBODY),
+        position=moved(packed.position, 0),
+        weight=moved(packed.weight, 0),
+        answers=place.flatten()[packed.answers],
+        questions=packed.questions.flatten(0, 1).unsqueeze(1),  # (b m, 1, q)
+        lengths=packed.lengths.view(-1, 1),
+        last=packed.position.gather(1, packed.last).view(-1, 1),
+    )
+
+
 @dataclass(frozen=True)
 class ImageSlot:
     """How the visual tokens of an image stand in the prompt."""

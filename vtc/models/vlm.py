@@ -25,10 +25,12 @@ from vtc.models import generate, io
 from vtc.models.chat import prefix_length, question_ids
 from vtc.models.decode import columns
 from vtc.models.llm import LEAN, empty_llm, plain_weights, precision, swap_norms
-from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, without_last
+from vtc.models.prompt import SHARED, ImageSlot, Layout, Packed, block_mask, lay_out, one_a_row, without_last
 from vtc.models.tower import Tower
 from vtc.models.training_pass import hidden
 from vtc.shapes import TowerShape
+
+APART_FROM = 9  # with so many visual tokens of its own a question trains faster in a row of its own
 
 
 class VLMConfig(PreTrainedConfig):
@@ -243,6 +245,8 @@ class VLM(PreTrainedModel):
         else:
             before, real = self.scene_in_words(packed.scene_text)
         if quick := self._quick(packed):
+            if self._apart(packed):
+                packed, before = one_a_row(packed), before.view(-1, self.V, before.shape[-1])
             packed, read = without_last(packed)
         x, layout = self.embedded(packed, features, before, real)  # (b, p + t, d_llm)
         if quick:
@@ -268,6 +272,11 @@ class VLM(PreTrainedModel):
             and not self.llm.base_model.gradient_checkpointing
             and plain_weights(self.llm) is not None
         )
+
+    def _apart(self, packed: Packed) -> bool:
+        """Whether each question gets a row of its own: no two share a token, and it is quicker."""
+        steered = self.slot.steered and packed.scene_text is None and not self.prefix
+        return steered and self.V >= APART_FROM
 
     # --- answering ---
 
