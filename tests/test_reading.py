@@ -261,6 +261,9 @@ def of_05() -> list[str]:
     apart = zoo.pivot_table(index=["V", "seed"], columns="compressor", values="error_reasoning")
     apart = (apart["tokenpacker"] - apart["quecc"]).groupby("V").mean()
     assert round(apart[1], 2) == 0.06 and abs(apart[16]) < 0.01  # ".06 at one token, next to nothing at 16"
+    ocr = zoo[zoo["compressor"] == "quecc"].pivot_table(index="seed", columns="V", values="error_ocr")
+    assert (ocr[16] > ocr[1]).all()  # "worse than with one, in each seed"
+    assert ocr[[1, 16]].mean().round(2).tolist() == [0.25, 0.31]  # ".31 against .25"
     tasks = exam.exam(P).tasks
     ahead = compare.pairwise(zoo, tasks, (("quecc", "tokenpacker"),)).set_index("V")
     assert ahead["difference"].round(2).loc[[1, 16]].tolist() == [0.24, 0.06]  # "by .24", "by .06 at 16"
