@@ -261,6 +261,12 @@ def of_05() -> list[str]:
     apart = zoo.pivot_table(index=["V", "seed"], columns="compressor", values="error_reasoning")
     apart = (apart["tokenpacker"] - apart["quecc"]).groupby("V").mean()
     assert round(apart[1], 2) == 0.06 and abs(apart[16]) < 0.01  # ".06 at one token, next to nothing at 16"
+    task = summary.by_task(zoo, ("compressor", "V")).query("V == 1")
+    task = task.pivot_table(index="task", columns="compressor", values="score")
+    nothing = task.loc[["land", "count", "compare", "glance", "chain"]]
+    assert (nothing.max(axis=1) - nothing.min(axis=1)).max() < 0.035  # "within .03 of each other"
+    assert task.loc["read", ["tokenpacker", "quecc"]].round(2).tolist() == [0.32, 0.81]
+    assert task.loc["right", ["quecc_light", "quecc"]].round(2).tolist() == [0.68, 0.49]
     ocr = zoo[zoo["compressor"] == "quecc"].pivot_table(index="seed", columns="V", values="error_ocr")
     assert (ocr[16] > ocr[1]).all()  # "worse than with one, in each seed"
     assert ocr[[1, 16]].mean().round(2).tolist() == [0.25, 0.31]  # ".31 against .25"
@@ -311,6 +317,7 @@ def of_05() -> list[str]:
     assert lookup[1] - lookup[2] > 0.02  # "still gains between twice and four times"
     clock = store.recorded("05_first_token", P).groupby("compressor")["ratio"].agg(["min", "max"]).round(1)
     assert clock.loc["quecc"].tolist() == [1.6, 1.6] and clock.loc["quecc_light"].tolist() == [1.2, 1.3]
+    assert clock.loc["lookup"].tolist() == [1.1, 1.2]
     priced = compare.with_cost(zoo, P).groupby(["compressor", "V"])["mflop"].mean()
     part = priced["lookup"] / priced["quecc"]
     assert 0.24 < part.min() and part.max() < 0.35  # "a quarter to a third of QueCC's operations"

@@ -6,13 +6,13 @@ as in `compare.differences`; where a row looks at some tasks alone, it is of the
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from vtc import cost, data
 from vtc.evaluation import compare
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import exam
+from vtc.evaluation.scores import overall_error
 from vtc.profiles import Profile
 
 UNNAMED = ("land", "count", "compare", "right")  # tasks whose question names no place of what is asked
@@ -22,12 +22,14 @@ COLUMNS = ["confound", "V", "one", "other", "difference", "low", "high", "seeds"
 def confounds(rows: pd.DataFrame, tasks: list[str], p: Profile) -> pd.DataFrame:
     """QueCC and `lookup` side by side, explanation by explanation: columns `COLUMNS`.
 
-    parameters: a smaller QueCC beside `lookup`, with the parameters of all. question source: each with the
-    other's. unnamed things: tasks that name no place. second question: tokens made for another question of
-    another image against those made for the question that is asked.
+    parameters: of QueCC and TokenPacker, of `lookup`, QueCC and a smaller QueCC. question source: each with
+    the other's. untaught words: where the tower was taught none of them, this is the whole test. unnamed
+    things: tasks that name no place. second question: tokens made for another question of another image
+    against those made for the question that is asked.
     """
     found = []
     for what, one, other in (
+        ("parameters", "quecc", "tokenpacker"),
         ("parameters", "lookup", "quecc"),
         ("parameters", "lookup", "quecc_one_level"),
         ("question source", "quecc_light", "quecc"),
@@ -36,7 +38,10 @@ def confounds(rows: pd.DataFrame, tasks: list[str], p: Profile) -> pd.DataFrame:
         for row in compare.pairwise(rows, tasks, ((one, other),)).itertuples():
             note = _sizes(p, row.V, one, other) if what == "parameters" else _source(one, other)
             found.append((what, row.V, one, other, row.difference, row.low, row.high, row.seeds, note))
-    found.append(_untaught(p))
+    untaught = _untaught(p)
+    for row in compare.pairwise(rows, tasks, (("lookup", "quecc"),)).itertuples():
+        numbers = row.difference, row.low, row.high, row.seeds
+        found.append(("untaught words", row.V, "lookup", "quecc", *numbers, untaught))
     for V, cells in rows.groupby("V"):
         found += [("unnamed things", V, *row) for row in _on_tasks(cells, "lookup", "quecc")]
     for name in ("quecc", "lookup"):
@@ -62,16 +67,15 @@ def _source(*names: str) -> str:
     return "the LLM's pass over the question: " + ", ".join(f"{name} {kind}" for name, kind in passes.items())
 
 
-def _untaught(p: Profile) -> tuple:
-    """Words of questions that the tower's training labels name: digits and lands are all that it was taught.
+def _untaught(p: Profile) -> str:
+    """How many words of questions the tower's training labels name: digits and lands are all that they name.
 
     The binding panel, which stands outside both families, is left out.
     """
     texts = [part.questions.text(i)[0] for part in exam(p).parts[:-1] for i in range(len(part.questions))]
     asked = set(" ".join(texts).split())
     taught = asked & {*data.DIGITS, *data.LANDS}
-    note = f"of {len(asked)} words in questions, the tower's labels name {len(taught)}"
-    return ("untaught words", "any", "lookup", "quecc", np.nan, np.nan, np.nan, 0, note)
+    return f"of {len(asked)} words in questions, the tower's labels name {len(taught)}: all questions count"
 
 
 def _on_tasks(cells: pd.DataFrame, one: str, other: str) -> list[tuple]:
@@ -91,20 +95,21 @@ def curves(tables: dict[int, pd.DataFrame], tasks: list[str], one: str, other: s
     """How a gap changes as both are trained longer: steps (times the recipe's) -> score of one minus other.
 
     tables: rows by how many times as long their stages with images were; only V and seeds that all of them
-    have are compared. Columns: V, times, difference, low, high, seeds.
+    have are compared. Columns: V, times, the mean error of each, difference, low, high, seeds.
     """
-    columns = ["V", "times", "difference", "low", "high", "seeds"]
+    columns = ["V", "times", f"{one}_error", f"{other}_error", "difference", "low", "high", "seeds"]
     tables = {
         times: rows for times, rows in tables.items() if {one, other} <= set(rows.get("compressor", []))
     }
     if not tables:
         return pd.DataFrame(columns=columns)
     pairs = [rows[rows["compressor"] == name] for rows in tables.values() for name in (one, other)]
-    seeds = set.intersection(*(set(rows["seed"]) for rows in pairs))
-    parts = [
-        compare.pairwise(rows[rows["seed"].isin(seeds)], tasks, ((one, other),)).assign(times=times)
-        for times, rows in tables.items()
-    ]
+    seeds, parts = set.intersection(*(set(rows["seed"]) for rows in pairs)), []
+    for times, rows in tables.items():
+        rows = rows[rows["seed"].isin(seeds)].assign(error=overall_error)
+        part = compare.pairwise(rows, tasks, ((one, other),)).assign(times=times).set_index("V")
+        errors = rows.pivot_table(index="V", columns="compressor", values="error")
+        parts.append(part.join(errors[[one, other]].add_suffix("_error"), how="left").reset_index())
     table = pd.concat(parts, ignore_index=True)
     longest = table.loc[table["times"] == table["times"].max(), "V"]
     return table[table["V"].isin(longest)][columns].sort_values(["V", "times"], ignore_index=True)
