@@ -71,7 +71,7 @@ class Profile:
     recipe: Recipe
     zoo: tuple[
         str, ...
-    ]  # compressors, by name or set (`vtc.compressors.sets`), that `vtc reproduce` measures
+    ]  # compressors, or sets of them (`vtc.compressors.sets`), that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts at which `vtc reproduce` measures them
     zoo_size: str  # LLM of notebook 05
     winners_Q: tuple[int, ...]  # text tokens at which cells of equal cost N (Q + V) are compared
@@ -130,10 +130,7 @@ class Profile:
 
     @property
     def cache_before_align(self) -> Path:
-        """The same of what no image stage has a say in, so that learning curves share it.
-
-        The tower, its features, and the LLMs that have read text.
-        """
+        """The tower, its features and the LLMs that have read text; learning curves share them."""
         numbers = self._numbers
         numbers["recipe"] = {k: v for k, v in numbers["recipe"].items() if k not in ("align", "instruct")}
         return self.runs / "cache" / _short(numbers)
