@@ -69,9 +69,7 @@ class Profile:
     tower: TowerShape
     tower_recipe: Schedule | None  # pre-training on dense labels; None: the tower is a checkpoint
     recipe: Recipe
-    zoo: tuple[
-        str, ...
-    ]  # compressors, or sets of them (`vtc.compressors.sets`), that `vtc reproduce` measures
+    zoo: tuple[str, ...]  # compressors or sets (`vtc.compressors.sets`) that `vtc reproduce` measures
     zoo_V: tuple[int, ...]  # token counts at which `vtc reproduce` measures them
     zoo_size: str  # LLM of notebook 05
     winners_Q: tuple[int, ...]  # text tokens at which cells of equal cost N (Q + V) are compared
