@@ -280,6 +280,14 @@ def of_05() -> list[str]:
         0.02,
     ]  # "behind by .06", "ahead by .02"
     assert near["p_holm"].round(2).loc[[1, 16]].tolist() == [0.07, 0.08]
+    few = every[(every["size"] == P.zoo_size) & (every["V"] > 0)]
+    pairs = (("quecc_one_level", "quecc"), ("quecc_one_level", "lookup"), ("lookup_asked", "lookup"))
+    part = (
+        compare.pairwise(few, tasks, pairs).query("V == 1").set_index(["compressor", "against"])["difference"]
+    )
+    assert part.round(2).to_dict() == {
+        ("quecc_one_level", "quecc"): -0.15, ("quecc_one_level", "lookup"): -0.09, ("lookup_asked", "lookup"): 0.0,
+    }  # fmt: skip
     light = compare.equivalence(zoo, tasks, "quecc_light", "quecc", P.margin).set_index("V")
     assert set(light.index) == {1, 4, 16} and set(light["equivalent"]) == {"open"}  # "open at every V"
     assert light["difference"].between(0.015, 0.03).all()  # "scores .02 to .03 higher at every V"
