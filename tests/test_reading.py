@@ -286,8 +286,10 @@ def of_05() -> list[str]:
         compare.pairwise(few, tasks, pairs).query("V == 1").set_index(["compressor", "against"])["difference"]
     )
     assert part.round(2).to_dict() == {
-        ("quecc_one_level", "quecc"): -0.15, ("quecc_one_level", "lookup"): -0.09, ("lookup_asked", "lookup"): 0.0,
-    }  # fmt: skip
+        ("quecc_one_level", "quecc"): -0.15,
+        ("quecc_one_level", "lookup"): -0.09,
+        ("lookup_asked", "lookup"): 0.0,
+    }
     light = compare.equivalence(zoo, tasks, "quecc_light", "quecc", P.margin).set_index("V")
     assert set(light.index) == {1, 4, 16} and set(light["equivalent"]) == {"open"}  # "open at every V"
     assert light["difference"].between(0.015, 0.03).all()  # "scores .02 to .03 higher at every V"
