@@ -179,8 +179,8 @@ class Profile:
             f"  V in {', '.join(map(str, self.V))}",
             "  LLMs " + ", ".join(f"{s.name} (N = {s.N:,})" for s in self.sizes),
             f"  {self.images_train:,} training images, {self.images_validation:,} validation and "
-            f"{self.images_test:,} test images, seeds {_several(self.seeds)} measured anew, "
-            f"{_several(self.recorded_seeds)} recorded",
+            f"{self.images_test:,} test images, seeds {', '.join(map(str, self.seeds))} measured anew, "
+            f"{', '.join(map(str, self.recorded_seeds))} recorded",
         ]
         return "\n".join(lines)
 
@@ -190,10 +190,6 @@ UNDECIDING = (
     *("name", "seeds", "recorded_seeds", "zoo", "zoo_V", "zoo_size", "workers", "draws", "note", "winners_Q"),
     *("recompute", "run", "feature_bytes", "twin", "margin", "recorded_zoo_V"),
 )
-
-
-def _several(seeds: tuple[int, ...]) -> str:
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else ", ".join(map(str, seeds)) or "none"
 
 
 def _short(numbers: dict[str, object]) -> str:
