@@ -671,7 +671,7 @@ def test_official_names_with_a_models_prefix():
 
 
 @pytest.mark.parametrize("name", ["glances", "glances_steered", "lookup"])
-@pytest.mark.parametrize("tokens", [1, 4, 9])
+@pytest.mark.parametrize("tokens", [1, 4, 9, 36])
 def test_glances_and_lookup_are_what_a_loop_over_windows_gives(name, tokens):
     """Straight from the definition: image by image, window by window, look by look."""
     module, x = make(name, tokens).eval(), features()

@@ -90,12 +90,20 @@ class Glances(Steered, Windows):
 
     def glanced(self, patches: Tensor, steer: Tensor | None) -> Tensor:
         """Patches (b, V, k*k, width), steer (b, m, width) -> (b m, V, d_llm)."""
+        if self.k == 1:  # a glance at a single patch sees it whole: a step at V = s takes half as long
+            return self.project(self.taken(patches.transpose(1, 2), steer))
         seen = self.weights(patches, steer) @ patches  # (b, V, m glances, width)
         seen = seen.unflatten(2, (-1, len(self.query))).transpose(1, 2)  # (b, m, V, glances, width)
         if steer is not None:
             seen = seen * (1 + self.scale(steer))[:, :, None, None]
         carried = torch.einsum("bmvhw,hwc->bmvhc", seen, self.value.to(seen.dtype))
         return self.project(carried.flatten(3).flatten(0, 1))  # (b m, V, d_llm)
+
+    def taken(self, patches: Tensor, steer: Tensor | None) -> Tensor:
+        """What all glances take from patches (b, 1, s, width) seen whole -> (b m, s, glances each)."""
+        if steer is not None:
+            patches = patches * (1 + self.scale(steer))[:, :, None]  # (b, m, s, width)
+        return patches.flatten(0, 1) @ self.value.to(patches.dtype).transpose(0, 1).flatten(1)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
         steer = self.steering(question, mask)

@@ -59,11 +59,15 @@ class Lookup(Glances):
         return share.unsqueeze(1).to(weights.dtype) @ weights
 
     def compress(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
-        patches = self.patches(features)
+        patches = self.patches(features)  # (b, V, k*k, d_llm)
+        glanced = self.glanced(patches, self.steering(question, mask))  # (b m, V, d_llm)
+        if self.k == 1:  # of a single patch all words find the whole
+            hand_on = self.hand_on.unflatten(0, (-1, patches.shape[-1])).sum(0)  # (d_llm, d_llm)
+            found = patches.squeeze(2) @ hand_on.to(patches.dtype)  # (b, s, d_llm), for any question
+            return glanced + found.repeat_interleave(len(glanced) // len(found), 0)
         weights = self.found(patches, question, mask)
         seen = weights.flatten(2, 3) @ patches  # (b, V, m finds, d_llm)
         seen = seen.unflatten(2, weights.shape[2:4]).flatten(3).transpose(1, 2)  # (b, m, V, finds d_llm)
-        glanced = self.glanced(patches, self.steering(question, mask))  # (b m, V, d_llm)
         return glanced + (seen @ self.hand_on.to(seen.dtype)).flatten(0, 1)
 
     def attention_map(self, features: Features, question: Tensor | None = None, mask=None) -> Tensor:
