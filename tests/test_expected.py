@@ -1,0 +1,73 @@
+"""What was expected of the zoo: ranges give verdicts by intervals, and name compressors that there are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vtc import compressors
+from vtc.evaluation import exam, expected, scores
+from vtc.evaluation.scores import TASKS_OF
+
+TASKS = [t for t in exam.TASKS for _ in range(200)]
+
+
+def cells(V=1, seeds=3, **share):
+    """Compressors, each with its share of right answers, on the same questions."""
+    hard, made = np.random.default_rng(0).random(len(TASKS)), []
+    for name, right in share.items():
+        for seed in range(seeds):
+            luck = np.random.default_rng([seed, V]).normal(0, 0.02, len(TASKS))
+            given = (hard + luck < right).astype(float)
+            row = {"compressor": name, "V": V, "seed": seed, "scores": scores.pack(list(given))}
+            made.append(row | {f"error_{family}": 1 - given.mean() for family in TASKS_OF})
+    return pd.DataFrame(made)
+
+
+def verdicts(rows):
+    table = expected.came(rows, TASKS)
+    return {(row.compressor, row.against): row.verdict for row in table.itertuples()}
+
+
+def test_a_range_holds_the_interval_excludes_it_or_neither():
+    rows = cells(quecc=0.7, quecc_unasked=0.4, quecc_pooled=0.7, quecc_one_head=0.5)
+    said = verdicts(rows)
+    assert said["quecc_unasked", "quecc"] == "agrees"  # -.3, and .15 or more were expected
+    assert said["quecc_pooled", "quecc"] == "agrees"
+    assert said["quecc_one_head", "quecc"] == "disagrees"  # -.2, and .06 at most were expected
+    assert verdicts(cells(quecc=0.7, quecc_unasked=0.55))["quecc_unasked", "quecc"] == "open"
+
+
+def test_one_seed_leaves_all_open():
+    assert set(verdicts(cells(seeds=1, quecc=0.7, quecc_unasked=0.4)).values()) == {"open"}
+
+
+def test_the_worst_reader_is_held_against_the_best_of_the_others():
+    rows = cells(quecc=0.7, lookup=0.6, pool=0.5, tokenpacker=0.3, random=0.2)
+    said = verdicts(rows)
+    assert said["lookup", "pool"] == "agrees"  # each that reads is ahead of each that does not
+    assert said["pool", "tokenpacker"] == "disagrees"  # ahead by .2 without reading
+    assert said["random", "pool"] == "agrees"
+    assert verdicts(cells(quecc=0.7, lookup=0.4, pool=0.5))["lookup", "pool"] == "disagrees"
+
+
+def test_V_that_an_expectation_does_not_name_are_left_out():
+    assert expected.came(cells(V=16, quecc=0.7, quecc_unasked=0.4), TASKS).empty
+
+
+@pytest.mark.parametrize("names", [expected.READS, expected.READS_NOT])
+def test_names_are_in_the_registry_once(names):
+    assert len(set(names)) == len(names) and set(names) <= set(compressors.names())
+
+
+def test_every_expectation_names_registered_compressors():
+    for one in expected.EXPECTED:
+        assert {one.compressor, one.against} <= set(compressors.names()) and one.least < one.most
+        assert one.point in expected.POINTS
+
+
+def test_readers_are_those_that_need_the_question():
+    shape = dict(tokens=4, grid=12, d=64, d_levels=256, d_llm=32, d_question=32)
+    for name, reads in [(n, True) for n in expected.READS] + [(n, False) for n in expected.READS_NOT]:
+        if name == "llavamini_fused":  # its layers of the LLM read the text beside the compressor
+            continue
+        assert compressors.build(name, **shape).needs_question is reads, name

@@ -1,0 +1,104 @@
+"""What was expected of the zoo before it was trained, and what came of it (`docs/pilots.md`, five points).
+
+Every expectation is a range for a difference of two overall scores. Its verdict follows from the difference's
+95 % interval, as everywhere in this project: it *agrees* if all of the interval lies in the range,
+*disagrees* if none of it does, and is *open* otherwise. One seed leaves it open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from vtc.evaluation import compare
+from vtc.evaluation.scores import overall_error
+
+READS = (  # the question; the third point leaves out LLaMA-VID
+    *("quecc", "quecc_shared", "quecc_light", "quecc_pooled", "quecc_one_level", "quecc_one_head"),
+    *("quecc_distilled", "lookup", "lookup_asked", "lookup_unaligned", "lookup_distilled"),
+    *("glances_steered", "llavamini_fused"),
+)
+READS_NOT = (
+    *("tokenpacker", "tokenpacker_antialias", "quecc_unasked", "pool", "pool_after", "glances", "mqt"),
+    *("mqt_content", "perceiver", "llavamini", "prumerge", "prumerge_normalised", "prumerge_plus"),
+    *("visionzip", "tome", "fastv", "random", "stride", "downsample", "downsample_image", "dct", "braco"),
+)
+POINTS = {
+    1: "QueCC with one part left out",
+    2: "lookup with one part left out",
+    3: "who reads the question",
+    4: "patches chosen without the question",
+    5: "one training for every V",
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The overall score of one compressor minus that of another lies between `least` and `most`."""
+
+    point: int  # of `POINTS`
+    compressor: str
+    against: str
+    V: tuple[int, ...]
+    least: float = -1.0
+    most: float = 1.0
+
+
+ONE, FEW, EVERY = (1,), (1, 4), (1, 4, 16)
+EXPECTED = (
+    Expected(1, "quecc_unasked", "quecc", ONE, most=-0.15),
+    Expected(1, "quecc_unasked", "tokenpacker", ONE, least=-0.05, most=0.05),
+    Expected(1, "quecc_pooled", "quecc", ONE, least=-0.03, most=0.03),
+    Expected(1, "quecc_one_level", "quecc", ONE, least=-0.03, most=0.03),
+    Expected(1, "quecc_one_head", "quecc", ONE, least=-0.06, most=0.0),
+    Expected(1, "quecc_distilled", "quecc", ONE, least=-0.03, most=0.03),
+    Expected(2, "lookup_asked", "lookup", ONE, most=0.0),
+    Expected(2, "lookup_unaligned", "lookup", ONE, most=0.0),
+    *(Expected(4, name, "pool", FEW, most=0.0) for name in ("random", "stride", "prumerge", "visionzip")),
+    Expected(5, "tokenpacker_nested", "tokenpacker", EVERY, least=-0.05, most=0.0),
+    Expected(5, "quecc_nested", "quecc", EVERY, least=-0.05, most=0.0),
+    Expected(5, "lookup_nested", "lookup", EVERY, least=-0.05, most=0.0),
+)
+
+
+def came(rows: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """Cells of one LLM -> every expectation that they can judge, point by point.
+
+    tasks[i]: the task of question i. Columns: point, V, compressor, against, least, most, difference, low,
+    high, seeds, verdict.
+    """
+    rows, found = rows[rows["V"] > 0], []
+    for one in (*EXPECTED, *_readers(rows)):
+        pair = rows[rows["compressor"].isin([one.compressor, one.against]) & rows["V"].isin(one.V)]
+        for row in compare.pairwise(pair, tasks, ((one.compressor, one.against),)).itertuples():
+            said = _verdict(row.low, row.high, one) if row.seeds > 1 else "open"
+            numbers = one.least, one.most, row.difference, row.low, row.high, row.seeds
+            found.append((one.point, row.V, one.compressor, one.against, *numbers, said))
+    columns = ["point", "V", "compressor", "against", "least", "most"]
+    columns += ["difference", "low", "high", "seeds", "verdict"]
+    return pd.DataFrame(found, columns=columns).sort_values("point", kind="stable", ignore_index=True)
+
+
+def _readers(rows: pd.DataFrame) -> list[Expected]:
+    """The third point: at V = 1 and 4 the worst that reads the question is ahead of the best that does not.
+
+    And the latter is ahead of TokenPacker by at most .05 at V = 1.
+    """
+    found = []
+    for V in FEW:
+        cells = rows[rows["V"] == V]
+        error = cells.assign(error=overall_error).groupby("compressor")["error"].mean()
+        reads, not_ = (error[error.index.isin(names)] for names in (READS, READS_NOT))
+        if reads.empty or not_.empty:
+            continue
+        found.append(Expected(3, reads.idxmax(), not_.idxmin(), (V,), least=0.0))
+        if V == 1:
+            found.append(Expected(3, not_.idxmin(), "tokenpacker", (V,), most=0.05))
+    return found
+
+
+def _verdict(low: float, high: float, one: Expected) -> str:
+    if one.least <= low and high <= one.most:
+        return "agrees"
+    return "disagrees" if high < one.least or low > one.most else "open"
