@@ -94,3 +94,7 @@ def test_a_planted_beta_of_each_compressor_comes_back():
         assert row["alpha"] == pytest.approx(0.1, abs=1e-6) and row["seeds"] == 3
     assert table.loc[("reasoning", "quecc_nested"), "V*"] == pytest.approx(50 * 0.05 / 0.05, rel=1e-3)
     assert "QueCC for every V" in pictures.betas(table.reset_index()).to_json()
+    one = pd.DataFrame(rows[:-2]).query("N == 1e4")  # beside one LLM: no alpha, the same beta
+    alone = frames.betas_alone(one).set_index(["family", "compressor"])
+    assert alone.loc[("OCR-like", "m3"), "beta"] == pytest.approx(0.3) and (alone["seeds"] == 3).all()
+    assert alone.loc[("reasoning", "quecc_nested"), "beta"] == pytest.approx(0.05)

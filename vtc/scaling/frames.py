@@ -194,6 +194,21 @@ def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def betas_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """beta of each compressor beside one LLM: family, compressor, seeds, beta and its 95 % interval.
+
+    rows: cells of one LLM at V that all compressors have (`vtc.evaluation.compare.beside`); one V gives no
+    row. As in `betas`, but without N there is neither an alpha nor a best V.
+    """
+    found, kept = [], ("beta", "beta_low", "beta_high")
+    for family, name in FAMILIES.items() if rows["V"].nunique() > 1 else ():
+        for compressor, part in rows.groupby("compressor"):
+            of = exponents(part, part[f"error_{family}"])
+            row = {"family": name, "compressor": compressor, "seeds": part["seed"].nunique()}
+            found.append(row | {key: of[key] for key in kept})
+    return pd.DataFrame(found, columns=["family", "compressor", "seeds", *kept])
+
+
 def _alike(rows: pd.DataFrame) -> pd.DataFrame:
     """Of compressors with several LLMs, the cells (LLM, V, seed) that all of them have."""
     rows = rows[rows.groupby("compressor")["N"].transform("nunique") > 1]
