@@ -160,6 +160,21 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
     assert figures.show(charts[3]).png.startswith(b"\x89PNG")
 
 
+def test_the_title_names_who_loses_most_by_one_training():
+    """Planted: one training costs QueCC .3 at one token, TokenPacker .1."""
+    rows = pd.DataFrame(
+        [
+            {"compressor": f"{name}{kind}", "V": V, "error_reasoning": 0.5, "error_ocr": error}
+            for name, loss in (("quecc", 0.3), ("tokenpacker", 0.1))
+            for V, share in ((1, 1.0), (4, 0.5))
+            for kind, error in (("", 0.2), ("_nested", 0.2 + share * loss))
+        ]
+    )
+    where = {"profile": "smoke", "device": "d", "commit": "c"}
+    title = figures.description(zoo_figures.once_or_each(rows.assign(**where), P))
+    assert title.startswith("One training for every V costs quecc most: 0.30 more OCR-like error at V = 1")
+
+
 def test_differences_are_coloured_by_their_intervals():
     """An interval above 0 is better, below 0 worse, across it neither; families stay in the table."""
     ends = {"lookup": (0.1, 0.2), "pool": (-0.2, -0.1), "quecc": (-0.1, 0.1)}

@@ -140,8 +140,20 @@ def once_or_each(rows: pd.DataFrame, p: Profile) -> alt.FacetChart:
     frame = frame.assign(training=trained, compressor=frame["compressor"].replace(pairs))
     dash = alt.StrokeDash("training:N", title="trained")
     lines = _along_v(frame).mark_line(point=True).encode(strokeDash=dash)
-    title, where = "One training for every V, or one each", figures.provenance(rows, p)
-    return figures.panels(lines, figures.FAMILY, title, where, width=235, height=250)
+    where = figures.provenance(rows, p)
+    return figures.panels(lines, figures.FAMILY, _lost(frame), where, width=235, height=250)
+
+
+def _lost(frame: pd.DataFrame) -> str:
+    """Who loses most by one training for every V: rows compressor, V, training, family, error -> a title."""
+    ocr = frame[frame["family"] == FAMILIES["ocr"]]
+    error = ocr.pivot_table(index=["compressor", "V"], columns="training", values="error").dropna()
+    title = "One training for every V, or one each"
+    if len(error.columns) < 2 or error.empty:
+        return title
+    lost = error["once, every V"] - error["each V by itself"]
+    name, V = lost.idxmax()
+    return f"One training for every V costs {name} most: {lost.max():.2f} more OCR-like error at V = {V}"
 
 
 def betas(table: pd.DataFrame) -> alt.FacetChart:
