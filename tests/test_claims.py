@@ -35,12 +35,19 @@ def clock() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**same, question="paid", dtype="bf16", commit="abc")
 
 
+def steeper(sweep: pd.DataFrame, beta: float = 0.05) -> pd.DataFrame:
+    """The sweep's cells by another compressor, whose OCR-like beta is larger by so much."""
+    cells = sweep[sweep["V"] > 0]
+    return cells.assign(compressor="quecc_nested", error_ocr=cells["error_ocr"] * cells["V"] ** -beta)
+
+
 @pytest.fixture(scope="module")
 def said() -> pd.DataFrame:
     """The table of claims of a whole study: the first world's sweep, a planted zoo and a planted clock."""
     sweep = first_world.rows("02_errors")
     sweep = sweep.assign(score_know=1 - sweep["error_reasoning"], score_fact=1 - sweep["error_ocr"])
-    tables = {"02_errors": sweep, "02_twin": sweep, "05_zoo": zoo(), "03_clock": clock()}
+    tables = {"02_errors": sweep, "02_twin": sweep, "05_zoo": pd.concat([zoo(), steeper(sweep)])}
+    tables["03_clock"] = clock()
     foretold = sweep[sweep["V"] > 0].groupby(["N", "V"])[["error_ocr"]].mean().reset_index()
     foretold = foretold.rename(columns={"error_ocr": "predicted"}).assign(kind="cell", family="ocr", label="")
     return claims.table(evidence.every(tables.__getitem__, planted.TASKS, foretold.assign(product=0.5)))
@@ -87,6 +94,17 @@ def test_no_other_module_gives_a_verdict():
             node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
         }
         assert path == Path(claims.__file__) or not words & {"agrees", "disagrees"}, path
+
+
+def test_the_planted_difference_of_two_betas_is_claimed(said):
+    row = said.set_index("id").loc["own-ocr-beta-compressor"]
+    assert "that of quecc_nested" in row["says"] and row["value"] == pytest.approx(0.05)
+    assert row["verdict"] == AGREES and row["tests"] == 1
+
+
+def test_a_range_is_judged_by_the_whole_interval():
+    assert claims.within(0.1, 0.2, 0, 0.3) == AGREES and claims.within(-0.2, -0.1, 0, 0.3) == DISAGREES
+    assert claims.within(-0.1, 0.2, 0, 0.3) == claims.within(-1, 1, 0, 0.3) == OPEN
 
 
 def test_more_data_decides_and_never_changes_sides():

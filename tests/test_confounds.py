@@ -69,6 +69,22 @@ def test_a_gap_that_closes_with_longer_training_is_seen_to_close():
     assert confounds.curves({1: pd.DataFrame()}, planted.TASKS, "lookup", "quecc").empty
 
 
+def test_pairs_of_betas_allow_for_all_that_were_looked_at():
+    """Three compressors of one beta, but for chance: the pair that stands on top is rarely beyond doubt."""
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(100):
+        rows = [
+            {"compressor": name, "N": N, "V": V, "seed": seed, "error_ocr": 0.5 * V**-beta}
+            for name in ("m3", "quecc_nested", "lookup_nested")
+            for seed, beta in enumerate(rng.normal(0.1, 0.02, 3))
+            for N in (1e4, 4e4)
+            for V in (1, 4, 16)
+        ]
+        rows = pd.DataFrame(rows).assign(error_reasoning=0.5)
+        found += frames.beta_pairs(rows)["low"].iloc[0] > 0
+    assert found <= 10  # at most 5 % of all, and chance
+
+
 def test_a_planted_beta_of_each_compressor_comes_back():
     """Errors .9 N^-.1 V^-beta with beta .3 and .05, a shift for each seed; V* = Q beta / (alpha - beta)."""
     rows = [
@@ -94,6 +110,9 @@ def test_a_planted_beta_of_each_compressor_comes_back():
         assert row["alpha"] == pytest.approx(0.1, abs=1e-6) and row["seeds"] == 3
     assert table.loc[("reasoning", "quecc_nested"), "V*"] == pytest.approx(50 * 0.05 / 0.05, rel=1e-3)
     assert "QueCC for every V" in pictures.betas(table.reset_index()).to_json()
+    pair = frames.beta_pairs(pd.DataFrame(rows)).iloc[0]
+    assert (pair["compressor"], pair["against"], pair["seeds"]) == ("m3", "quecc_nested", 3)
+    assert pair["difference"] == pytest.approx(0.25) and pair["low"] > 0.2
     one = pd.DataFrame(rows[:-2]).query("N == 1e4")  # beside one LLM: no alpha, the same beta
     alone = frames.betas_alone(one).set_index(["family", "compressor"])
     assert alone.loc[("OCR-like", "m3"), "beta"] == pytest.approx(0.3) and (alone["seeds"] == 3).all()

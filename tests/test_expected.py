@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from vtc import compressors
-from vtc.evaluation import exam, expected, scores
+from vtc.evaluation import exam, scores
 from vtc.evaluation.scores import TASKS_OF
+from vtc.experiments import expected
 
 TASKS = [t for t in exam.TASKS for _ in range(200)]
 
@@ -18,7 +19,13 @@ def cells(V=1, seeds=3, **share):
         for seed in range(seeds):
             luck = np.random.default_rng([seed, V]).normal(0, 0.02, len(TASKS))
             given = (hard + luck < right).astype(float)
-            row = {"compressor": name, "V": V, "seed": seed, "scores": scores.pack(list(given))}
+            row = {
+                "compressor": name,
+                "V": V,
+                "seed": seed,
+                "size": "d32",
+                "scores": scores.pack(list(given)),
+            }
             made.append(row | {f"error_{family}": 1 - given.mean() for family in TASKS_OF})
     return pd.DataFrame(made)
 
@@ -48,6 +55,11 @@ def test_the_worst_reader_is_held_against_the_best_of_the_others():
     assert said["pool", "tokenpacker"] == "disagrees"  # ahead by .2 without reading
     assert said["random", "pool"] == "agrees"
     assert verdicts(cells(quecc=0.7, lookup=0.4, pool=0.5))["lookup", "pool"] == "disagrees"
+
+
+def test_who_lacks_a_seed_is_neither_the_worst_nor_the_best():
+    both = cells(quecc=0.7, lookup=0.6, pool=0.5), cells(seeds=1, quecc_shared=0.4, random=0.55)
+    assert ("lookup", "pool") in verdicts(pd.concat(both))
 
 
 def test_V_that_an_expectation_does_not_name_are_left_out():

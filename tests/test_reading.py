@@ -13,7 +13,7 @@ import pytest
 from vtc import compressors, cost, data, profiles, scaling
 from vtc.evaluation import compare, confounds, demands, exam, summary
 from vtc.evaluation.scores import overall_error
-from vtc.experiments import evidence, first_world, predictions, store, sweep
+from vtc.experiments import evidence, expected, first_world, predictions, store, sweep
 from vtc.figures import drawings
 from vtc.scaling import elsewhere, frames, seconds
 
@@ -310,6 +310,36 @@ def of_05() -> list[str]:
     assert (better.loc["tokenpacker", "p_holm"] < 0.05).all()  # "its lead over TokenPacker is beyond doubt"
     assert (better.drop("tokenpacker", level="against")["p_holm"] > 0.05).all()  # "only"
     assert better.loc["quecc_light", "cost"].between(0.4, 0.5).all()  # "half of the operations"
+    betas = frames.betas(every).set_index(["family", "compressor"])
+    ocr = betas.loc["OCR-like"]
+    once = [sweep.SWEPT, "lookup_nested", "quecc_nested", "m3"]
+    assert ocr.loc[once, "beta"].round(2).tolist() == [0.15, 0.11, 0.09, 0.07] and set(ocr["seeds"]) == {3}
+    assert betas.loc["reasoning", "beta_high"].max() < 0.03  # "no interval reaches .03"
+    sizes = every[every["size"].isin(["d16", "d32", "d64"]) & every["V"].between(1, 36)]
+    by_V = sizes[sizes["seed"] < 3].pivot_table(index="V", columns="compressor", values="error_ocr")[once]
+    assert (by_V[once[1:3]].max(axis=1) < by_V[sweep.SWEPT]).all()  # "less error at each V from 1 to 36"
+    pairs = frames.beta_pairs(every).query("low > 0")[["compressor", "against"]].to_numpy().tolist()
+    assert pairs == [[sweep.SWEPT, "m3"], ["lookup_nested", "m3"]]  # "two are beyond doubt"
+    assert ocr.loc["m3", "beta"] < 0.1 and ocr.loc[["quecc_nested", "lookup_nested"], "beta"].min() > 0.05
+    assert sorted(ocr.index[ocr["fault"] != ""]) == ["m3", "quecc_nested"]  # "the law fits too badly"
+    regimes = compare.beside(every, ["tokenpacker", "quecc", "lookup", *once[:3]], P.zoo_size)
+    own = frames.betas_alone(regimes).set_index(["family", "compressor"])["beta"]["OCR-like"]
+    assert own["quecc"] < 0 and round(own["quecc_nested"], 2) == 0.10
+    foretold = expected.came(few, tasks)
+    five = foretold[foretold["point"] == 5].set_index(["compressor", "V"])
+    costs = -five["difference"]
+    assert costs["quecc_nested"].round(2).tolist() == [0.16, 0.1, 0.07]  # ".16 ... .10 at 4 and .07"
+    assert set(five.loc["quecc_nested", "verdict"]) == {"disagrees"}
+    assert costs[sweep.SWEPT].between(0.015, 0.03).all() and costs["lookup_nested"].between(0.02, 0.05).all()
+    pair = (("lookup_nested", "quecc_nested"),)
+    turned = {
+        size: compare.pairwise(
+            compare.beside(every[every["V"].isin(zoo["V"])], once[:3], size), tasks, pair
+        ).set_index("V")["difference"]
+        for size in ("d16", "d32", "d64")
+    }
+    assert turned["d64"].round(2).loc[[1, 16]].tolist() == [0.12, 0.07]  # "by .12 at one token", ".07 at 16"
+    assert turned["d32"].round(2).tolist() == [0.05] * 3 and turned["d16"].abs().max() < 0.015  # "by nothing"
     stems = {2: "05_twice", 4: "05_fourfold"}
     tables = {1: zoo} | {times: store.recorded(stem, P) for times, stem in stems.items()}
     longer = confounds.curves(tables, tasks, "lookup", "quecc").set_index("times")

@@ -1,6 +1,7 @@
 """The one rule by which this project judges what the paper says.
 
-A *claim* is something that the paper says, quoted, with a number from here and its 95 % interval. Two kinds:
+A *claim* is something that the paper says, quoted, with a number from here and its 95 % interval. Two kinds,
+and a third for what we said ourselves before a run:
 
     sign or order   agrees      if it is true of all of the interval
                     disagrees   if its contrary is true of all of it
@@ -8,6 +9,9 @@ A *claim* is something that the paper says, quoted, with a number from here and 
     a number        disagrees   if the interval excludes the paper's number
                     agrees      if it holds the paper's number and excludes the value that would deny it
                     open        if it holds both
+    a range         agrees      if all of the interval lies in it
+                    disagrees   if none of it does
+                    open        otherwise
 
 A number from a bad fit gets no verdict. An *observation* is a number that nobody made a claim about; it has
 no verdict either. What is claimed stands in `vtc/said.csv`; `vtc.experiments.evidence` finds the numbers.
@@ -89,6 +93,13 @@ def verdict(claim: Claim) -> str:
         return DISAGREES
     deniable = claim.denial is None or low <= claim.denial <= high
     return OPEN if deniable else AGREES
+
+
+def within(low: float, high: float, least: float, most: float) -> str:
+    """The verdict on a range, `least` to `most`, that was named before the number was known."""
+    if least <= low and high <= most:
+        return AGREES
+    return DISAGREES if high < least or low > most else OPEN
 
 
 def meaning(claim: Claim) -> str:

@@ -47,7 +47,8 @@ def every(
     said += replicated(sweep, foretold) if len(sweep) else []
     said += _turned(sweep, twin)
     if len(zoo):
-        said += pairs(pd.concat([zoo, sweep], ignore_index=True), tasks)
+        both = pd.concat([zoo, sweep], ignore_index=True)
+        said += pairs(both, tasks) + betas(both)
     said += clocked(clock) if len(clock) else []
     return said + [stated(id) for id, line in _lines().items() if line["evidence"] == NOT_TESTABLE]
 
@@ -205,6 +206,17 @@ def _pair(row, ahead: float | None, remark: str, tests: int, least: int) -> Clai
     if row.seeds == 1:  # says nothing of another training run
         return stated("pair-claim", row.difference, -np.inf, np.inf, tests=tests, **of)
     return stated("pair-claim", row.difference, row.low, row.high, tests=tests, p_holm=row.p_holm, **of)
+
+
+def betas(rows: pd.DataFrame) -> Said:
+    """Whether beta depends on the compressor: the two whose betas are furthest apart, several LLMs and V."""
+    table = frames.beta_pairs(committed(rows))
+    if table.empty:
+        return []
+    row = table.iloc[0]
+    words = {"one": row["compressor"], "other": row["against"], "tests": len(table), "seeds": row["seeds"]}
+    ends = {"low": row["low"], "high": row["high"], "p_holm": row["p"], "tests": len(table)}
+    return [stated("own-ocr-beta-compressor", row["difference"], words=words, **ends)]
 
 
 def in_table_1(other: str, V: int) -> tuple[float | None, str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from vtc import InputError, cost
+from vtc.evaluation.compare import student_interval
 from vtc.evaluation.scores import FAMILIES
 from vtc.evaluation.summary import exponents
 from vtc.scaling.checks import slopes, summary
@@ -185,13 +187,35 @@ def betas(rows: pd.DataFrame, Q: float = 50.0) -> pd.DataFrame:
     these compressors have. V*: the best V at Q text tokens by the law fitted to cell means, `fault` where it
     fits badly.
     """
-    few, found = _alike(rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))]), []
+    few, found = _few(rows), []
     for (name, family), part in ((key, few[few["compressor"] == key[0]]) for key in _pairs(few)):
         f = fit(sweep(part, family).cells)
         row = {"family": FAMILIES[family], "compressor": name, "seeds": part["seed"].nunique(), "R2": f.r2}
         row |= exponents(part, part[f"error_{family}"])
         found.append(row | {"V*": float(v_star(f.law, Q)) if not f.fault else np.nan, "fault": f.fault})
     return pd.DataFrame(found)
+
+
+def beta_pairs(rows: pd.DataFrame, family: str = "ocr") -> pd.DataFrame:
+    """Differences of compressors' betas, paired by seed, the larger minus the smaller; the greatest on top.
+
+    Cells as in `betas`. Columns: compressor, against, difference, low, high, p, seeds; interval and p are
+    corrected for the number of pairs (Bonferroni), so that any of them may be singled out.
+    """
+    few, each = _few(rows), {}
+    for name in {name for name, of in _pairs(few) if of == family}:
+        by_seed = few[few["compressor"] == name].groupby("seed")
+        each[name] = pd.Series({s: exponents(part, part[f"error_{family}"])["beta"] for s, part in by_seed})
+    pairs = list(combinations(sorted(each, key=lambda name: -each[name].mean()), 2))
+    found = []
+    for one, other in pairs:
+        apart = (each[one] - each[other]).dropna()
+        if len(apart) > 1:
+            error = float(apart.std(ddof=1) / len(apart) ** 0.5)
+            numbers = student_interval(float(apart.mean()), error, len(apart) - 1, 1 - 0.05 / len(pairs))
+            found.append((one, other, *numbers[:3], min(1.0, numbers[3] * len(pairs)), len(apart)))
+    columns = ["compressor", "against", "difference", "low", "high", "p", "seeds"]
+    return pd.DataFrame(found, columns=columns).sort_values("difference", ascending=False, ignore_index=True)
 
 
 def betas_alone(rows: pd.DataFrame) -> pd.DataFrame:
@@ -209,8 +233,9 @@ def betas_alone(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["family", "compressor", "seeds", *kept])
 
 
-def _alike(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of compressors with several LLMs, the cells (LLM, V, seed) that all of them have."""
+def _few(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of compressors with several LLMs, the cells (LLM, V up to s/4, seed) that all of them have."""
+    rows = rows[(rows["V"] > 0) & (rows["V"] <= max(rows["V"].max() // 4, 1))]
     rows = rows[rows.groupby("compressor")["N"].transform("nunique") > 1]
     there = rows.groupby(["N", "V", "seed"])["compressor"].transform("nunique")
     return rows[there == rows["compressor"].nunique()]
