@@ -326,6 +326,13 @@ def of_05() -> list[str]:
     own = frames.betas_alone(regimes).set_index(["family", "compressor"])["beta"]["OCR-like"]
     assert own["quecc"] < 0 and round(own["quecc_nested"], 2) == 0.10
     foretold = expected.came(few, tasks)
+    part = foretold[foretold["point"] < 3].set_index(["compressor", "against"])
+    lost = {"quecc_unasked": -0.24, "quecc_one_level": -0.15, "quecc_one_head": -0.01, "quecc_pooled": 0.02}
+    for name, difference in (lost | {"quecc_distilled": 0.0}).items():
+        assert round(part.loc[(name, "quecc"), "difference"], 2) == difference
+    decided = part[part["verdict"] != "open"].index.get_level_values("compressor")
+    assert sorted(decided) == ["quecc_one_head", "quecc_one_level", "quecc_unasked"]
+    assert (part["seeds"] == 3).all()
     five = foretold[foretold["point"] == 5].set_index(["compressor", "V"])
     costs = -five["difference"]
     assert costs["quecc_nested"].round(2).tolist() == [0.16, 0.1, 0.07]  # ".16 ... .10 at 4 and .07"
