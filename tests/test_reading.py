@@ -333,6 +333,8 @@ def of_05() -> list[str]:
     decided = part[part["verdict"] != "open"].index.get_level_values("compressor")
     assert sorted(decided) == ["quecc_one_head", "quecc_one_level", "quecc_unasked"]
     assert (part["seeds"] == 3).all()
+    control = foretold[foretold["compressor"] == "random"].set_index("V").loc[1]
+    assert round(control["difference"], 2) == -0.08 and control["verdict"] == "agrees"  # ".08 behind pooling"
     five = foretold[foretold["point"] == 5].set_index(["compressor", "V"])
     costs = -five["difference"]
     assert costs["quecc_nested"].round(2).tolist() == [0.16, 0.1, 0.07]  # ".16 ... .10 at 4 and .07"
