@@ -339,7 +339,9 @@ def of_05() -> list[str]:
     costs = -five["difference"]
     assert costs["quecc_nested"].round(2).tolist() == [0.16, 0.1, 0.07]  # ".16 ... .10 at 4 and .07"
     assert set(five.loc["quecc_nested", "verdict"]) == {"disagrees"}
-    assert costs[sweep.SWEPT].between(0.015, 0.03).all() and costs["lookup_nested"].between(0.02, 0.05).all()
+    assert costs["lookup_nested"].between(0.02, 0.05).all()
+    known = compare.pairwise(few, tasks, ((sweep.SWEPT, "tokenpacker"),)).set_index("V").loc[[1, 4, 16]]
+    assert (-known["difference"]).between(0.015, 0.03).all()  # "TokenPacker loses .02"
     pair = (("lookup_nested", "quecc_nested"),)
     turned = {
         size: compare.pairwise(

@@ -17,8 +17,8 @@ from vtc.evaluation.scores import WEIGHTS, overall_error, unpack
 from vtc.profiles import Profile
 
 
-def mean_interval(values) -> tuple[float, float, float, float]:
-    """One value a seed (n,) -> mean, 95 % interval, two-sided p of a mean of 0, by Student's t.
+def mean_interval(values, level: float = 0.95) -> tuple[float, float, float, float]:
+    """One value a seed (n,) -> mean, interval (95 %), two-sided p of a mean of 0, by Student's t.
 
     A single seed says nothing of other training runs: its interval is infinite.
     """
@@ -26,7 +26,7 @@ def mean_interval(values) -> tuple[float, float, float, float]:
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, -np.inf, np.inf, 1.0
-    return student_interval(mean, float(values.std(ddof=1) / n**0.5), n - 1)
+    return student_interval(mean, float(values.std(ddof=1) / n**0.5), n - 1, level)
 
 
 def student_interval(

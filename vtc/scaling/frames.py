@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vtc import InputError, cost
-from vtc.evaluation.compare import student_interval
+from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.scores import FAMILIES
 from vtc.evaluation.summary import exponents
 from vtc.scaling.checks import slopes, summary
@@ -211,9 +211,8 @@ def beta_pairs(rows: pd.DataFrame, family: str = "ocr") -> pd.DataFrame:
     for one, other in pairs:
         apart = (each[one] - each[other]).dropna()
         if len(apart) > 1:
-            error = float(apart.std(ddof=1) / len(apart) ** 0.5)
-            numbers = student_interval(float(apart.mean()), error, len(apart) - 1, 1 - 0.05 / len(pairs))
-            found.append((one, other, *numbers[:3], min(1.0, numbers[3] * len(pairs)), len(apart)))
+            *ends, p = mean_interval(apart, 1 - 0.05 / len(pairs))
+            found.append((one, other, *ends, min(1.0, p * len(pairs)), len(apart)))
     columns = ["compressor", "against", "difference", "low", "high", "p", "seeds"]
     return pd.DataFrame(found, columns=columns).sort_values("difference", ascending=False, ignore_index=True)
 
