@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,23 @@ def test_the_loss_of_a_model_that_is_told_is_cross_entropy_alone(
     for share in (0.0, 0.5):
         loss = Distilled(seeing(told), told, share)(packed, features, 4)
         assert loss.item() == pytest.approx(share * expected.item(), abs=1e-5)
+
+
+def test_what_the_llm_says_is_asked_once_and_kept(
+    told: VLM, lessons: ImageLessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit the same loss, whether the LLM is asked, answers are written down, or read again."""
+    model = seeing(told)
+    batches = [(*lessons.batch(step, Share()).inputs[:2], 4) for step in range(3)]
+    asked = [Distilled(model, told)(*batch).item() for batch in batches]
+    assert [Distilled(model, told, kept=tmp_path)(*batch).item() for batch in batches] == asked
+    assert len(list(tmp_path.iterdir())) == len(set(asked)) == 3
+    reader = Distilled(model, told, kept=tmp_path)
+    monkeypatch.setattr(reader, "teacher", [])  # nobody is there to ask
+    assert [reader(*batch).item() for batch in batches] == asked
+    packed, features, V = batches[0]
+    with pytest.raises(IndexError):  # the same questions about other scenes are another file
+        reader(replace(packed, scene_text=packed.scene_text.flip(0)), features, V)
 
 
 def test_without_an_image_nothing_tells_the_scene(told: VLM, lessons: ImageLessons) -> None:

@@ -471,6 +471,7 @@ from vtc.training.device import processes
 from vtc.training.lessons import Reader, TextLessons
 
 loop.autocast = lambda kind, d: torch.autocast(kind, enabled=False)  # float32, so that the sums agree
+torch.Tensor.bfloat16 = torch.Tensor.float  # in Muon too: a bit of bf16 that flips moves a loss by 2e-4
 assert processes().num_processes == int(sys.argv[1])  # as every entry into training asks first
 accelerator = Accelerator()
 assert accelerator.num_processes == int(sys.argv[1])

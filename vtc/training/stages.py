@@ -41,6 +41,7 @@ from vtc.shapes import LLMShape
 from vtc.training import features
 from vtc.training.batches import Bank, batches
 from vtc.training.checkpoints import build_once, notes_of
+from vtc.training.device import device
 from vtc.training.lessons import Distilled, ImageLessons, InCaption, InWords, Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
@@ -135,7 +136,9 @@ def _train(p: Profile, case: Case, budgets: tuple[int, ...]) -> tuple[VLM, dict[
         r.instruct.pack, often,
     )  # fmt: skip
     teacher = text_model(text_llm(p, p.size(case.size), case.seed), model.tokenizer)
-    learner, between = Distilled(model, teacher), ("model.compressor", "model.projector")
+    kept = None if compressors.entry(case.compressor).nested else told_answers(p, case.size, case.seed)
+    learner = Distilled(model, teacher, kept=kept)
+    between = "model.compressor", "model.projector"
     notes = {"seconds": 0.0}
     if case.V:  # without an image there is nothing to align
         aligns_at = model.compressor.aligns_at
@@ -150,6 +153,15 @@ def _train(p: Profile, case: Case, budgets: tuple[int, ...]) -> tuple[VLM, dict[
     llm = f"{between[0].removesuffix('compressor')}llm"
     last = fit(learner, _stage(r, "instruct", d, (*between, llm), (llm,)), lessons.batch, folder)
     return model.eval(), _notes(r, notes, last)
+
+
+def told_answers(p: Profile, size: str, seed: int) -> Path | None:
+    """Where answers of that LLM, told the scenes, are kept for all compressors that are trained for one V.
+
+    About 1 GB. Nested compressors leave it out: one training serves every V, and few follow it. None on an
+    accelerator, which asks the LLM in less time than it takes to read a file.
+    """
+    return p.cache_before_align / f"told-{size}-{seed}" if device().type == "cpu" else None
 
 
 def _guided(learner: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
