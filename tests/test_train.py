@@ -28,7 +28,7 @@ from vtc.training import device, features, stages, tower, user_data
 from vtc.training.batches import Bank, Question, batches
 from vtc.training.checkpoints import notes_of
 from vtc.training.device import Batch, Share
-from vtc.training.lessons import Reader, TextLessons
+from vtc.training.lessons import Distilled, InWords, Reader, TextLessons
 from vtc.training.loop import Stage, fit
 from vtc.training.losses import WithAuxiliaryLoss
 from vtc.training.optim import Muon
@@ -106,6 +106,21 @@ def test_a_compressor_may_be_aligned_at_more_tokens(smoke, monkeypatch, name, se
     monkeypatch.setattr(stages, "fit", fit)
     stages.train(smoke, stages.Case(smoke.sizes[0].name, 1, name, 0))
     assert drawn == seen
+
+
+@pytest.mark.parametrize("name, words", [("tokenpacker", True), ("tokenpacker_by_questions", False)])
+def test_windows_are_taught_words_unless_their_entry_says_no(smoke, monkeypatch, name, words):
+    """The align stage compares tokens with words, or asks questions; the instruct stage asks questions."""
+    learners = []
+
+    def fit(model, stage, batch, folder):
+        learners.append(type(model))
+        return {"loss": 0.0, "seconds": 1.0}
+
+    monkeypatch.setattr(stages, "text_llm", lambda p, size, seed: make_llm(size, len(make_tokenizer())))
+    monkeypatch.setattr(stages, "fit", fit)
+    stages.train(smoke, stages.Case(smoke.sizes[0].name, 1, name, 0))
+    assert learners == [InWords if words else Distilled, Distilled]
 
 
 def test_a_steered_compressor_is_also_asked_with_another_question(smoke):

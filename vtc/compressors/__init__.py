@@ -27,6 +27,7 @@ class Entry:
     nested: bool = False  # nested budgets: one training serves every V, which is drawn anew at each step
     one_V: str | None = None  # where nested: the same, trained for one V alone
     distilled: bool = False  # trained with the auxiliary loss of `vtc.training.losses`
+    words: bool = True  # where its tokens are of windows, the align stage teaches them the LLM's words
     published: str = ""  # its name in the table of published results (published.csv)
 
     @property
@@ -57,6 +58,7 @@ REGISTRY = {
         nested=True,
         one_V="tokenpacker",
     ),
+    "tokenpacker_by_questions": Entry("tokenpacker.TokenPacker", sets=ABLATIONS, words=False),
     "tokenpacker_antialias": Entry("tokenpacker.TokenPacker", {"antialias": True}),
     "quecc": Entry(QUECC, label="QueCC", sets=HEADLINE + RIVALS + ABLATIONS, published="QueCC"),
     "quecc_shared": Entry(QUECC, {"source": "prompt_prefix"}, sets=RIVALS),

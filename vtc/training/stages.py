@@ -146,7 +146,8 @@ def _train(p: Profile, case: Case, budgets: tuple[int, ...]) -> tuple[VLM, dict[
             lessons, images=r.align.batch, questions=r.align.pack, stage=ALIGN,
             budgets={V: 1.0 for V in ((aligns_at,) if aligns_at else budgets) if V},
         )  # fmt: skip
-        aligned = InWords(model) if model.compressor.windowed else learner
+        by_words = model.compressor.windowed and compressors.entry(case.compressor).words
+        aligned = InWords(model) if by_words else learner
         notes = fit(aligned, _stage(r, "align", d, between), seen.batch, folder)
     if case.V and compressors.entry(case.compressor).distilled:
         learner, between = _guided(learner)
