@@ -152,6 +152,7 @@ def test_every_figure_of_the_zoo_can_be_drawn(rows):
         zoo_figures.at_cost(priced, p),
         zoo_figures.frontier(priced, compare.frontier(priced), p),
         zoo_figures.ranked(rows["zoo"], p),
+        zoo_figures.ranked(rows["zoo"], p, {"no image": 0.9, "told in words": 0.3}),
         zoo_figures.once_or_each(rows["zoo"], p),
         looks.attention_maps(patches, image, boxes, p),
     ]
@@ -196,3 +197,15 @@ def test_differences_are_coloured_by_their_intervals():
         zip(ends, ("better", "worse", "no difference shown"))
     )
     assert len(drawn) == 3 and "1 of 3 are better, 1 are worse" in figures.description(chart)
+
+
+def test_the_edges_of_a_ranking_are_what_no_image_and_words_give(rows):
+    """Of the LLM that is asked about, and of that alone; without such rows there is no edge."""
+    blind = rows["sweep"][rows["sweep"]["V"] == 0].assign(error_reasoning=0.9, error_ocr=0.7)
+    blind.loc[blind["size"] != P.zoo_size, "error_ocr"] = 0.1
+    parts = pd.DataFrame(
+        {"size": ["tower", P.zoo_size], "error_reasoning": [0.0, 0.4], "error_ocr": [0.0, 0.2]}
+    )
+    edges = summary.edges(blind, parts, P.zoo_size)
+    assert edges == pytest.approx({"no image": 0.8, "told in words": 0.3})
+    assert summary.edges(blind.head(0), parts.head(0), P.zoo_size) == {}

@@ -13,7 +13,7 @@ import pandas as pd
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import FAMILIES as TASKS_OF
 from vtc.evaluation.exam import OUTSIDE, Exam
-from vtc.evaluation.scores import FAMILIES
+from vtc.evaluation.scores import FAMILIES, overall_error
 from vtc.profiles import NO_IMAGE, Profile
 
 PANEL = "outside the law"
@@ -144,6 +144,17 @@ def looking(rows: pd.DataFrame) -> pd.DataFrame:
     without, with_image = table[0], table[max(table.columns)]
     added = {"no image": without, "most tokens": with_image, "looking adds": with_image - without}
     return pd.DataFrame(added).reset_index()
+
+
+def edges(rows: pd.DataFrame, parts: pd.DataFrame, size: str) -> dict[str, float]:
+    """Overall error of that LLM without an image, and told the scene in words before it saw one: means.
+
+    Between the two lies what a compressor can win. The second is no bound: who sees images is trained longer.
+    """
+    blind = rows[(rows["size"] == size) & (rows["V"] == 0)]
+    told = parts[parts["size"] == size]
+    found = {"no image": overall_error(blind).mean(), "told in words": overall_error(told).mean()}
+    return {name: float(error) for name, error in found.items() if pd.notna(error)}
 
 
 def told_table(parts: pd.DataFrame) -> pd.DataFrame:

@@ -114,8 +114,11 @@ def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerCha
     return figures.titled(chart, "All that are recorded, at equal operations", *where, width=560, height=380)
 
 
-def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
-    """Every compressor by its error, mean of both families, a colour a V; the best on top."""
+def ranked(rows: pd.DataFrame, p: Profile, edges: dict[str, float] | None = None) -> alt.LayerChart:
+    """Every compressor by its error, mean of both families, a colour a V; the best on top.
+
+    edges: errors to hold them against, by name, as dashed lines; see `summary.edges`.
+    """
     frame = summary.by_family(rows, CELL).groupby(list(CELL))["error"].mean().reset_index()
     most = frame["V"].mode().iloc[0]  # where most were measured; those that were not stand last
     order = frame.assign(error=frame["error"].where(frame["V"] == most)).groupby("compressor")["error"].mean()
@@ -129,6 +132,10 @@ def ranked(rows: pd.DataFrame, p: Profile) -> alt.LayerChart:
         figures.provenance(rows, p),
     )
     chart = marks.encode(names, x, alt.Color("V:O", title="V"), tooltip=["compressor", "V", "error"])
+    held = alt.Chart(pd.DataFrame(list((edges or {}).items()), columns=["name", "error"]))
+    lines = held.mark_rule(strokeDash=[4, 4], color="#777777").encode(x=x)
+    words = held.mark_text(dy=-8, color="#555555").encode(x=x, y=alt.value(0), text="name:N")
+    chart = chart + lines + words if edges else chart
     return figures.titled(chart, title, *said, width=430, height=22 * len(order))
 
 
