@@ -67,7 +67,8 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     title = f"Against {against}: {counts[0]} of {len(frame)} are better, {counts[1]} are worse"
     said = "difference in overall score, paired by question; 95 % intervals, each by itself"
     chart = zero + bars + base.mark_point(size=80).encode(x=x)
-    size = {"width": max(118, 420 // frame["V"].nunique()), "height": 30 * len(order)}
+    step = 30 if len(order) <= 12 else 18
+    size = {"width": max(118, 420 // frame["V"].nunique()), "height": step * len(order)}
     return figures.panels(chart, BY_V, title, said, **size)
 
 
