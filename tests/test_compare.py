@@ -205,11 +205,14 @@ def test_clocks_are_compared_by_what_was_taken_in_turn():
     """The second was clocked in a busy moment, twice as slow for all; by its ratio it is as quick."""
     clock = pd.DataFrame(
         {"size": "x", "compressor": ["pool", "quecc"], "V": 1, "first_token_ms": [2.0, 4.0]}
-    ).assign(tokenpacker_ms=[4.0, 8.0], ratio=0.5)
+    ).assign(tokenpacker_ms=[4.0, 8.0], ratio=0.5, device="one")
     rows = clock[["size", "compressor", "V"]].assign(error=0.5)
     assert compare.with_clock(rows, clock)["first_token_ms"].tolist() == [3.0, 3.0]
     assert compare.with_clock(rows, clock.head(1))["first_token_ms"].isna().tolist() == [False, True]
     assert compare.with_clock(rows, clock.head(0))["first_token_ms"].isna().all()  # not clocked
+    slow = clock.head(1).assign(device="two", compressor="stride", tokenpacker_ms=40.0)
+    both = compare.with_clock(rows, pd.concat([clock, slow], ignore_index=True))
+    assert both["first_token_ms"].tolist() == [3.0, 3.0]  # another machine adds ratios, no milliseconds
 
 
 def test_a_zoo_of_names_is_these_alone():

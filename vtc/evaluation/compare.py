@@ -224,12 +224,13 @@ def tflop_beside(rows: pd.DataFrame, llm: str, Q: int = 50) -> pd.DataFrame:
 def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
     """Cells with the milliseconds to their first token, from `pace.first_token`; nan where not clocked.
 
-    Each is its ratio to TokenPacker at one token, taken in turn with it, times the median of the latter: a
-    busy moment of the machine then counts for nobody.
+    Each is its ratio to TokenPacker at one token, taken in turn with it, times the median of the latter on
+    the machine that clocked most: a busy moment, or a slower machine, then counts for nobody.
     """
     if clock.empty:
         return rows.assign(first_token_ms=np.nan)
-    clock = clock.assign(first_token_ms=clock["ratio"] * clock["tokenpacker_ms"].median())
+    here = clock["device"] == clock["device"].mode()[0]
+    clock = clock.assign(first_token_ms=clock["ratio"] * clock.loc[here, "tokenpacker_ms"].median())
     same = ["size", "compressor", "V"]
     return rows.merge(clock[[*same, "first_token_ms"]], on=same, how="left")
 
