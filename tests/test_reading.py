@@ -400,7 +400,7 @@ def ranking_of_05(every: pd.DataFrame, foretold: pd.DataFrame, tasks: list[str])
     reads, others = (one[one.index.isin(names)] for names in (expected.READS, expected.READS_NOT))
     reads = reads.drop("llavamini_fused")  # "One reader falls out"
     assert reads.max() < one[vid] < others.min()
-    assert others.idxmin() == "fastv" and len(one) == 40  # "Of 40 compressors"
+    assert others.idxmin() == "fastv" and len(one) == 41  # "Of 41 compressors"
     assert [round(four[name], 2) for name in (vid, "tokenpacker")] == [0.65, 0.61]
     edges = summary.edges(every, store.recorded("02_parts", P), P.zoo_size)
     assert round(edges["no image"], 2) == 0.96
