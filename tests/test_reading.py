@@ -422,6 +422,8 @@ def ranking_of_05(every: pd.DataFrame, foretold: pd.DataFrame, tasks: list[str])
     assert round(one["pool"] - four["pool"], 2) == 0.09 and four["prumerge"] > one["prumerge"]
     assert 0 < one["random"] - four["random"] < 0.04  # "little"
     assert lead[4][["prumerge", "random", "visionzip"]].between(-0.145, -0.12).all()
+    assert lead[4][["mqt", "braco"]].round(2).tolist() == [-0.10, -0.08]
+    assert (pool.loc[4].loc[["mqt", "braco"], "high"] < 0).all()  # "are .10 and .08 behind"
     assert [round(lead[V]["tokenpacker"], 2) for V in (1, 4)] == [0.05, 0.07]
     names = ("braco", "llavamini", "tome", "mqt", "perceiver")
     to = ("tokenpacker", "tokenpacker_by_questions")
