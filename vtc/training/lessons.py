@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,7 @@ from vtc.data.gridqa.world import SIDE, Scenes
 from vtc.models.prompt import NOBODY, Packed
 from vtc.models.vlm import VLM
 from vtc.training.batches import Bank
+from vtc.training.checkpoints import save
 from vtc.training.device import Batch, Share
 
 # Weights of the tasks read, fact, chain, land. Text has its facts from lessons of their own.
@@ -255,14 +256,11 @@ class Distilled(nn.Module):
         if not self.kept:
             return self.teacher[0].logits(packed).log_softmax(-1)
         said = b"".join(part.cpu().numpy().tobytes() for part in (packed.ids, packed.scene_text))
-        file = self.kept / f"{hashlib.sha256(said).hexdigest()[:24]}.npy"
+        name = hashlib.sha256(said).hexdigest()[:24]
+        file = self.kept / name[:2] / f"{name[2:]}.safetensors"  # thousands in one folder slow its writers
         if not file.exists():
-            self.kept.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")  # of several programs each writes its own
-            with part.open("wb") as opened:
-                np.save(opened, self.teacher[0].logits(packed).log_softmax(-1).float().cpu().numpy())
-            part.replace(file)
-        return torch.from_numpy(np.load(file))
+            save({"told": self.teacher[0].logits(packed).log_softmax(-1)}, file)
+        return load_file(file)["told"]
 
 
 def seen_logits(model: VLM, packed: Packed, features: Features, V: int) -> Tensor:
