@@ -63,7 +63,12 @@ def test_who_lacks_a_seed_is_neither_the_worst_nor_the_best():
 
 
 def test_V_that_an_expectation_does_not_name_are_left_out():
-    assert expected.came(cells(V=16, quecc=0.7, quecc_unasked=0.4), TASKS).empty
+    assert expected.came(cells(V=9, quecc=0.7, quecc_unasked=0.4), TASKS).empty
+
+
+def test_at_sixteen_tokens_the_worst_reader_is_expected_behind():
+    assert verdicts(cells(V=16, quecc=0.3, lookup=0.6, pool=0.5))["quecc", "pool"] == "agrees"
+    assert verdicts(cells(V=16, quecc=0.6, lookup=0.7, pool=0.5))["quecc", "pool"] == "disagrees"
 
 
 @pytest.mark.parametrize("names", [expected.READS, expected.READS_NOT])
