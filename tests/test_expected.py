@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from vtc import compressors
+from vtc.compressors import ideas
 from vtc.evaluation import exam, scores
 from vtc.evaluation.scores import TASKS_OF
 from vtc.experiments import expected
@@ -81,9 +82,21 @@ def test_every_expectation_names_registered_compressors():
         assert {one.compressor, one.against} <= set(compressors.names()) and one.least < one.most
 
 
+def needs_question(name: str) -> bool:
+    """Whether it reads the question before it makes tokens."""
+    if name == "llavamini_fused":  # its layers of the LLM read the text beside the compressor
+        return True
+    V = compressors.possible(name, 12)[-1] if name in ("none", "identity") else 4
+    shape = dict(tokens=V, grid=12, d=64, d_levels=256, d_llm=32, d_question=32)
+    return compressors.build(name, **shape).needs_question
+
+
 def test_readers_are_those_that_need_the_question():
-    shape = dict(tokens=4, grid=12, d=64, d_levels=256, d_llm=32, d_question=32)
     for name, reads in [(n, True) for n in expected.READS] + [(n, False) for n in expected.READS_NOT]:
-        if name == "llavamini_fused":  # its layers of the LLM read the text beside the compressor
-            continue
-        assert compressors.build(name, **shape).needs_question is reads, name
+        assert needs_question(name) is reads, name
+
+
+def test_every_compressor_says_what_it_does_and_whether_it_reads_the_question():
+    ours = [name for name, line in compressors.REGISTRY.items() if isinstance(line.cls, str)]
+    assert set(ideas.IDEAS) == set(ours)
+    assert set(ideas.READERS) == set(filter(needs_question, ours))

@@ -176,6 +176,39 @@ def test_the_title_names_who_loses_most_by_one_training():
     assert title.startswith("One training for every V costs quecc most: 0.30 more OCR-like error at V = 1")
 
 
+def test_the_first_four_compressors_keep_their_colours():
+    """Whoever else is drawn: the legend of one figure holds in the next."""
+
+    def colours(names):
+        scale = zoo_figures._colour(pd.Series(names)).to_dict()["scale"]
+        return dict(zip(scale["domain"], scale["range"]))
+
+    one = colours(["quecc", "tokenpacker", "seek"])
+    other = colours(["pool", "m3", "lookup", "quecc", "mine"])
+    assert one["quecc"] == other["quecc"] and len(set(other.values())) == 5
+    assert {"quecc", "tokenpacker", "seek"} == set(one)
+
+
+def test_maps_that_move_are_named():
+    weights = {"quecc": (0, 1), "pool": (1, 1)}
+    rows = [
+        {"compressor": name, "question": q, "x": 0, "y": 0, "weight": w}
+        for name, pair in weights.items()
+        for q, w in enumerate(pair)
+    ]
+    assert (
+        looks._moved(pd.DataFrame(rows)) == "quecc looks elsewhere when the question changes; pool does not"
+    )
+
+
+def test_the_ranking_says_what_each_is(rows):
+    table = summary.ranking(rows["few"])
+    assert table.columns[:3].tolist() == ["compressor", "reads", "idea"]
+    first = table.columns[3]
+    assert table[first].dropna().is_monotonic_increasing and (table["idea"].str.len() > 10).all()
+    assert table.set_index("compressor").loc["quecc", "reads"] == "question"
+
+
 def test_differences_are_coloured_by_their_intervals():
     """An interval above 0 is better, below 0 worse, across it neither; families stay in the table."""
     ends = {"lookup": (0.1, 0.2), "pool": (-0.2, -0.1), "quecc": (-0.1, 0.1)}
@@ -187,6 +220,7 @@ def test_differences_are_coloured_by_their_intervals():
             "difference": sum(pair) / 2,
             "low": pair[0],
             "high": pair[1],
+            "p_holm": 0.01 if name == "pool" else 0.2,
         }
         for name, pair in ends.items()
         for family in ("reasoning", "all")
@@ -196,7 +230,9 @@ def test_differences_are_coloured_by_their_intervals():
     assert dict(zip(drawn["compressor"], drawn["interval"])) == dict(
         zip(ends, ("better", "worse", "no difference shown"))
     )
-    assert len(drawn) == 3 and "1 of 3 are better, 1 are worse" in figures.description(chart)
+    said = figures.description(chart)
+    assert len(drawn) == 3 and "1 of 3 are better, 1 are worse" in said
+    assert "after Holm's correction 0 and 1" in said
 
 
 def test_the_edges_of_a_ranking_are_what_no_image_and_words_give(rows):

@@ -117,7 +117,7 @@ def test_an_answer_is_drawn_with_a_map_a_token(question, mark):
     maps, box = np.random.default_rng(0).random((4, 3, 3)), mark and (0.1, 0.1, 0.4, 0.4)
     answer = interview.Answer(np.zeros((6, 6, 3), np.uint8), question, "7", data.Right("8", mark), box, maps)
     chart = looks.asked(answer)
-    assert "wrong; right is: 8" in figures.description(chart)
+    assert "wrong; the correct answer is 8" in figures.description(chart)
     json.dumps(chart.to_dict(), allow_nan=False)  # a notebook takes no NaN
     drawn = figures.drawn(chart)
     assert drawn["token"].nunique() == 4 and drawn["weight"].max() == 1

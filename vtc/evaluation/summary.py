@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from vtc.compressors.ideas import IDEAS, READERS
 from vtc.evaluation.compare import mean_interval
 from vtc.evaluation.exam import FAMILIES as TASKS_OF
 from vtc.evaluation.exam import OUTSIDE, Exam
@@ -155,6 +156,22 @@ def edges(rows: pd.DataFrame, parts: pd.DataFrame, size: str) -> dict[str, float
     told = parts[parts["size"] == size]
     found = {"no image": overall_error(blind).mean(), "told in words": overall_error(told).mean()}
     return {name: float(error) for name, error in found.items() if pd.notna(error)}
+
+
+def ranking(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every compressor, what it does and its overall error at each V (mean over seeds), the best first.
+
+    Columns: compressor, reads ("question" or nothing), idea, and the V. Who was not measured at the least V
+    comes last.
+    """
+    error = rows.assign(error=overall_error(rows)).pivot_table(
+        index="compressor", columns="V", values="error"
+    )
+    error = error.sort_values(list(error.columns)).round(3)
+    error.insert(0, "idea", [IDEAS.get(name, "") for name in error.index])
+    error.insert(0, "reads", ["question" if name in READERS else "" for name in error.index])
+    error.columns.name = None
+    return error.reset_index()
 
 
 def told_table(parts: pd.DataFrame) -> pd.DataFrame:

@@ -33,10 +33,20 @@ def attention_maps(
     maps = _map(both, max(frame["x"], default=0) + 1)
     question = alt.Column("question:N", title=None, sort=None)
     rows = alt.Row("compressor:N", title=None)
-    said = "darker: more is taken; outlined: the mark that is asked for", f"profile {p.name}, one seed"
+    said = "darker: its tokens take more; outlined: the mark that is asked for", f"profile {p.name}, one seed"
     picture = _image(image, boxes)
     chart = alt.hconcat(picture, maps.facet(row=rows, column=question)).resolve_scale(color="independent")
-    return figures.titled(chart, "Where tokens look, as the question changes", *said)
+    return figures.titled(chart, _moved(frame), *said)
+
+
+def _moved(frame: pd.DataFrame) -> str:
+    """Whose maps change with the question: rows compressor, question, x, y, weight -> a title."""
+    by = frame.pivot_table(index=["compressor", "x", "y"], columns="question", values="weight", aggfunc="sum")
+    spread = (by.max(axis=1) - by.min(axis=1)).groupby("compressor").max()
+    move, stay = (" and ".join(spread.index[found]) for found in (spread > 1e-3, spread <= 1e-3))
+    parts = [f"{move} look{'' if ' and ' in move else 's'} elsewhere when the question changes"] * bool(move)
+    parts += [f"{stay} {'do' if ' and ' in stay else 'does'} not"] * bool(stay)
+    return "; ".join(parts)
 
 
 def asked(answer: Answer) -> alt.HConcatChart:
@@ -51,7 +61,8 @@ def asked(answer: Answer) -> alt.HConcatChart:
     by = alt.Facet("token:N", title=None, sort=name)
     maps = _map(both, g).facet(by, columns=4)
     title = f"{answer.question} The model answers: {answer.said or '(nothing)'}"
-    verdict = "right" if answer.said == answer.right.answer else f"wrong; right is: {answer.right.answer}"
+    said = answer.said == answer.right.answer
+    verdict = "correct" if said else f"wrong; the correct answer is {answer.right.answer}"
     said = verdict, "darker: the token takes more" + "; outlined: the mark that is asked for" * len(box)
     chart = alt.hconcat(_image(answer.image, box), maps).resolve_scale(color="independent")
     return figures.titled(chart, title, *said)
@@ -61,7 +72,7 @@ def _map(frame: pd.DataFrame, g: int) -> alt.LayerChart:
     """Rows with x, y, weight (patches of a g x g grid) and rows with `EDGES`: squares, and an outline."""
     base = alt.Chart(frame)
     ends = base.transform_calculate(x1="datum.x + 1", y1="datum.y + 1")
-    blues = alt.Color("weight:Q", title="of the greatest", scale=alt.Scale(scheme="blues", domain=[0, 1]))
+    blues = alt.Color("weight:Q", title="relative weight", scale=alt.Scale(scheme="blues", domain=[0, 1]))
     x, y = _sides("x", "y", g)
     squares = ends.mark_rect().encode(x, y, x2="x1:Q", y2="y1:Q", color=blues)
     return (squares.transform_filter("isValid(datum.weight)") + _outline(base, g)).properties(

@@ -1,0 +1,56 @@
+"""What each compressor does, in one line for readers; in two groups, by whether it reads the question.
+
+Numbers in brackets are arXiv's. A compressor that is not here is shown by its name alone.
+"""
+
+READERS = {  # of the question, before they make tokens
+    "quecc": "the LLM reads the question first; its last state moves every patch (2411.03312)",
+    "quecc_shared": "QueCC, the question first in the prompt: its pass costs nothing of its own",
+    "quecc_light": "QueCC without the pass: the embeddings of the question are pooled",
+    "quecc_nested": "QueCC, one training for every V, a convolution each",
+    "quecc_pooled": "QueCC, a mean in place of the learned convolution",
+    "quecc_one_level": "QueCC that reads the tower's last layer alone",
+    "quecc_one_head": "QueCC with one attention head in place of eight",
+    "quecc_distilled": "QueCC, trained too to guess all patches from its tokens (2606.00543)",
+    "glances_steered": "glances whose queries are moved by the question",
+    "glances_nested": "glances_steered, one training for every V",
+    "lookup": "glances, and each word of the question looks for its own patches",
+    "lookup_nested": "lookup, one training for every V",
+    "lookup_asked": "lookup with QueCC's question vector as its one word",
+    "lookup_unaligned": "lookup without an align stage at 16 tokens",
+    "lookup_distilled": "lookup_unaligned, trained too to guess all patches from its tokens",
+    "seek": "the question itself searches the whole image, by content and by place",
+    "llavamini_fused": "LLaVA-Mini, and layers before the LLM in which the text reads all patches",
+    "llamavid": "one token of what the question's words attend to, V - 1 of means (2311.17043)",
+}
+OTHERS = {
+    "none": "no image at all",
+    "identity": "all patches, as in LLaVA-1.5",
+    "pool": "the mean of each window",
+    "pool_after": "each patch through the projector, then the mean of each window",
+    "m3": "pool_after, one training for every V (arXiv 2405.17430)",
+    "tokenpacker": "a query from each window's middle reads the window's detail (2407.02392)",
+    "tokenpacker_nested": "TokenPacker, one training for every V",
+    "tokenpacker_by_questions": "TokenPacker, aligned by questions and not by words",
+    "tokenpacker_antialias": "TokenPacker, its query from the mean of the window",
+    "quecc_unasked": "QueCC without the question",
+    "glances": "32 small attention heads a token, by place and content",
+    "mqt": "the first V of many learned queries, which see places and no content (2405.19315)",
+    "mqt_content": "MQT whose queries see content too",
+    "mqt_nested": "MQT, one training for every V, as published",
+    "perceiver": "V learned queries attend to all patches (2204.14198, one layer)",
+    "llavamini": "C x C learned queries attend to all patches (2501.03895)",
+    "prumerge": "the patches attended to most, each with its neighbours folded in (2403.15388)",
+    "prumerge_normalised": "PruMerge with weighted means, as its paper writes",
+    "prumerge_plus": "PruMerge, half of the patches evenly spaced",
+    "visionzip": "the patches attended to most, and a few that gather the rest (2412.04467)",
+    "tome": "the most similar patches merge until V remain (2210.09461)",
+    "fastv": "all patches enter the LLM, V live on after its second layer (2403.06764)",
+    "random": "V patches drawn once, the same for every image",
+    "stride": "the middle patch of each window",
+    "downsample": "the grid of features shrunk to V, by areas",
+    "downsample_image": "the image shrunk until the tower sees V patches",
+    "dct": "the V lowest frequencies of the grid (2508.06038)",
+    "braco": "low frequencies of the grid, and what they leave out (2609.35232)",
+}
+IDEAS = READERS | OTHERS
