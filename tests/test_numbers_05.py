@@ -361,6 +361,9 @@ def test_the_align_stage():
     assert one["tokenpacker"].between(-0.104, -0.055).all()  # "by .06 to .10"
     assert rounded(one["tokenpacker_by_questions"]) == [-0.01, -0.01, -0.01, -0.05, -0.05]
     assert four["tokenpacker_by_questions"].between(-0.135, -0.095).all()  # "all five are .10 to .13 behind"
+    ten = apart(few()[few()["V"] <= 4], *((name, to[1]) for name in WINDOWLESS))["p_holm"]
+    sure = [(name, V) for name, _, V in ten.index[ten < 0.05]]
+    assert sorted(sure) == [("mqt", 1), ("perceiver", 4)]  # "only two are beyond doubt"
     six = foretold()[foretold()["point"] == 6]
     assert rounded(six["difference"]) == [-0.05, -0.04] and set(six["verdict"]) == {"open"}
 
