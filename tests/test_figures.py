@@ -9,7 +9,7 @@ import pandas as pd
 import planted
 import pytest
 
-from vtc import figures, profiles
+from vtc import compressors, figures, profiles
 from vtc.evaluation import compare, summary
 from vtc.figures import looks
 from vtc.figures import sweep as sweep_figures
@@ -187,6 +187,7 @@ def test_the_first_four_compressors_keep_their_colours():
     other = colours(["pool", "m3", "lookup", "quecc", "mine"])
     assert one["quecc"] == other["quecc"] and len(set(other.values())) == 5
     assert {"quecc", "tokenpacker", "seek"} == set(one)
+    assert len(colours(compressors.names())) == len(compressors.names())  # more than there are colours
 
 
 def test_maps_that_move_are_named():

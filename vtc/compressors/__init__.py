@@ -3,8 +3,9 @@
     compressor = build("quecc", tokens=4, grid=12, d=64, d_levels=256, d_llm=128, d_question=128)
     tokens = compressor(features, question)  # (b, s, d) -> (b, 4, d_out)
 
-Nothing heavy is imported until one is built. A new compressor is one file and one line in `REGISTRY`, or a
-class of your own passed to `register`; the sweep, the cost, the planner and the figures then know it.
+Nothing heavy is imported until one is built. A new compressor is one file, one line in `REGISTRY` and one for
+readers in `ideas`, or a class of your own passed to `register`; the sweep, the cost, the planner and the
+figures then know it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -22,9 +24,9 @@ def _colour(names: pd.Series) -> alt.Color:
     """A colour a compressor: the first four always the same, then the others as the registry has them."""
     there, known = set(names), [name for name in compressors.names() if name not in FIRST]
     others = [name for name in known if name in there] + sorted(there.difference(known, FIRST))
-    range_ = dict(zip(FIRST, figures.PALETTE)) | dict(zip(others, figures.PALETTE[len(FIRST) :]))
-    domain = [name for name in range_ if name in there]
-    scale = alt.Scale(domain=domain, range=[range_[name] for name in domain])
+    of = dict(zip(FIRST, figures.PALETTE)) | dict(zip(others, itertools.cycle(figures.PALETTE[len(FIRST) :])))
+    domain = [name for name in of if name in there]
+    scale = alt.Scale(domain=domain, range=[of[name] for name in domain])
     return alt.Color("compressor:N", title="compressor", scale=scale)
 
 
