@@ -197,9 +197,7 @@ def test_maps_that_move_are_named():
         for name, pair in weights.items()
         for q, w in enumerate(pair)
     ]
-    assert (
-        looks._moved(pd.DataFrame(rows)) == "quecc looks elsewhere when the question changes; pool does not"
-    )
+    assert looks._moved(pd.DataFrame(rows)).endswith("maps move: quecc; maps stay: pool")
 
 
 def test_the_ranking_says_what_each_is(rows):

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
-from pathlib import Path
 
-import nbformat
 import pandas as pd
 import pytest
+from test_numbers import P, prose
 
-from vtc import compressors, profiles
+from vtc import compressors
 from vtc.evaluation import compare, confounds, exam, summary
 from vtc.evaluation.scores import overall_error
 from vtc.experiments import evidence, expected, first_world, store, sweep
 from vtc.scaling import elsewhere, frames
 
-P = profiles.get("laptop")  # whose recorded rows prose speaks of
 SIZES = ("d16", "d32", "d64")
 NESTED = (sweep.SWEPT, "lookup_nested", "quecc_nested", "m3")
-
-
-@cache
-def text() -> str:
-    """What the notebook says, without its code, in one line."""
-    path = next((Path(__file__).resolve().parents[1] / "notebooks").glob("05*.ipynb"))
-    cells = nbformat.read(path, as_version=4).cells
-    return re.sub(r"\s+", " ", " ".join(cell.source for cell in cells if cell.cell_type == "markdown"))
 
 
 @cache
@@ -91,7 +80,7 @@ def test_the_headline_and_its_five_seeds(pairs):
     assert rounded(ahead["lookup", "quecc"].loc[[1, 16]]) == [-0.06, 0.02]
     assert rounded(pairs["p_holm"]["lookup", "quecc"].loc[[1, 16]]) == [0.07, 0.08]
     points = 100 * evidence.in_table_1("tokenpacker", 1)[0]
-    assert f"by {points:.1f} points in the mean of seven benchmarks" in text()
+    assert f"by {points:.1f} points in the mean of seven benchmarks" in prose("05")
 
 
 def test_errors_by_family():
@@ -273,7 +262,7 @@ def test_operations():
 def test_queccs_own_work():
     said = {(row["method"], row["V"]): row["published_ms"] for row in elsewhere.published_latency()}
     quecc, packer = (round(said[name, 16]) for name in ("QueCC", "TokenPacker"))
-    assert f"QueCC at {quecc} ms with 16 tokens and TokenPacker at {packer}" in text()
+    assert f"QueCC at {quecc} ms with 16 tokens and TokenPacker at {packer}" in prose("05")
     quick = store.recorded("05_speed", P)
     assert quick[["one_ratio", "many_ratio", "bf16_ratio"]].min().min() > 1
     assert quick["difference"].max() < 1e-5

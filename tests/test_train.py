@@ -127,7 +127,8 @@ def test_a_steered_compressor_is_also_asked_with_another_question(smoke):
     rows = {}
     for name in ("quecc_light", "quecc_unasked"):
         rows[name] = sweep.measure(smoke, {"size": "d16", "V": 1, "compressor": name, "seed": 0})
-    assert len(rows["quecc_light"]["shuffled"]) == len(rows["quecc_light"]["scores"])
+    asked, wrong = (scores.unpack(rows["quecc_light"][name]) for name in ("scores", "shuffled"))
+    assert len(asked) == len(wrong)
     assert rows["quecc_unasked"]["shuffled"] == ""
 
 
@@ -183,6 +184,11 @@ def test_edit_similarity_by_hand(said, right, similarity):
 def test_packed_scores_come_back():
     values = [0.0, 1.0, 0.5, 0.05, 0.95]
     assert scores.unpack(scores.pack(values)) == pytest.approx(values)
+    assert scores.pack([]) == ""
+    right = np.random.default_rng(0).integers(0, 2, 1003).astype(float)  # no whole number of bytes
+    text = scores.pack(right)
+    assert len(text) < len(right) / 5 and (scores.unpack(text) == right).all()
+    assert (scores.unpack("uau") == [1, 0, 1]).all()  # rows of before
 
 
 def test_errors_average_tasks_not_questions():

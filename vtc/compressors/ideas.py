@@ -17,7 +17,7 @@ READERS = {  # of the question, before they make tokens
     "lookup": "glances, and each word of the question looks for its own patches",
     "lookup_nested": "lookup, one training for every V",
     "lookup_asked": "lookup with QueCC's question vector as its one word",
-    "lookup_unaligned": "lookup without an align stage at 16 tokens",
+    "lookup_unaligned": "lookup, its align stage at V tokens and not at 16",
     "lookup_distilled": "lookup_unaligned, trained too to guess all patches from its tokens",
     "seek": "the question itself searches the whole image, by content and by place",
     "llavamini_fused": "LLaVA-Mini, and layers before the LLM in which the text reads all patches",

@@ -6,6 +6,8 @@ claim uses it.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+
 import numpy as np
 import pandas as pd
 
@@ -39,10 +41,20 @@ def overall_error(rows: pd.DataFrame) -> pd.Series:
 
 
 def pack(scores) -> str:
-    """Scores in 0..1 as a character each, in twentieths (`a` 0, `u` 1), so rows can be paired by question."""
+    """Scores in 0..1 as text, so that rows can be paired by question.
+
+    Where all are 0 or 1: how many, a colon, and their bits in base64, a sixth of the length. Otherwise a
+    character each, in twentieths (`a` 0, `u` 1).
+    """
+    scores = np.asarray(scores, float)
+    if scores.size and np.isin(scores, (0, 1)).all():
+        return f"{scores.size}:{b64encode(np.packbits(scores.astype(bool))).decode()}"
     return "".join(chr(ord("a") + round(20 * s)) for s in scores)
 
 
 def unpack(text: str) -> np.ndarray:
-    """What `pack` wrote, to the nearest twentieth."""
+    """What `pack` wrote, in either form, to the nearest twentieth."""
+    count, colon, bits = text.partition(":")
+    if colon:
+        return np.unpackbits(np.frombuffer(b64decode(bits), np.uint8), count=int(count)).astype(float)
     return (np.frombuffer(text.encode(), np.uint8).astype(float) - ord("a")) / 20

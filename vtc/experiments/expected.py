@@ -83,7 +83,7 @@ def came(rows: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
 def _readers(rows: pd.DataFrame) -> list[Expected]:
     """The third point: at V = 1 and 4 the worst that reads the question is ahead of the best that does not.
 
-    And the latter is ahead of TokenPacker by at most .05 at V = 1. The seventh: at V = 16 it is behind.
+    And the latter is ahead of TokenPacker by at most .05 at V = 1. The seventh: at 16 it is not.
     """
     found = []
     for V in EVERY:

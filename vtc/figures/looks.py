@@ -44,9 +44,7 @@ def _moved(frame: pd.DataFrame) -> str:
     by = frame.pivot_table(index=["compressor", "x", "y"], columns="question", values="weight", aggfunc="sum")
     spread = (by.max(axis=1) - by.min(axis=1)).groupby("compressor").max()
     move, stay = (" and ".join(spread.index[found]) for found in (spread > 1e-3, spread <= 1e-3))
-    parts = [f"{move} look{'' if ' and ' in move else 's'} elsewhere when the question changes"] * bool(move)
-    parts += [f"{stay} {'do' if ' and ' in stay else 'does'} not"] * bool(stay)
-    return "; ".join(parts)
+    return f"When the question changes, maps move: {move or 'none'}; maps stay: {stay or 'none'}"
 
 
 def asked(answer: Answer) -> alt.HConcatChart:

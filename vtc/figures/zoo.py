@@ -92,8 +92,8 @@ def differences(table: pd.DataFrame, against: str) -> alt.FacetChart:
     counts = [int((told == name).sum()) for name in list(VERDICTS)[:2]]
     title = f"Against {against}: {counts[0]} of {len(frame)} are better, {counts[1]} are worse"
     sure = frame["difference"][frame["p_holm"] < 0.05] > 0
-    said = f"each by its own 95 % interval; after Holm's correction {sure.sum()} and {(~sure).sum()}"
-    said = "difference in overall score, paired by question", said
+    holm = f"each by its own 95 % interval; after Holm's correction {sure.sum()} and {(~sure).sum()}"
+    said = "difference in overall score, paired by question", holm
     chart = zero + bars + base.mark_point(size=80).encode(x=x)
     step = 30 if len(order) <= 12 else 18
     size = {"width": max(118, 420 // frame["V"].nunique()), "height": step * len(order)}
@@ -125,7 +125,7 @@ def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerCha
     shape = alt.Shape("V:O", title="V", legend=alt.Legend(symbolFillColor="#666666"))
     points = base.mark_point(size=95, filled=True, opacity=0.9)
     points = points.encode(shape=shape, tooltip=["compressor", "V", cost, "error"])
-    best = compare.undominated(frame, cost).query("frontier")["compressor"].unique()
+    best = compare.frontier(rows, cost)["compressor"].unique()
     title = f"{COSTS[cost][0]}: on the frontier {'are' if len(best) > 1 else 'is'} {', '.join(best)}"
     return figures.titled(lines + points, title, figures.provenance(rows, p), width=430, height=300)
 
