@@ -213,6 +213,7 @@ def test_clocks_are_compared_by_what_was_taken_in_turn():
     slow = clock.head(1).assign(device="two", compressor="stride", tokenpacker_ms=40.0)
     both = compare.with_clock(rows, pd.concat([clock, slow], ignore_index=True))
     assert both["first_token_ms"].tolist() == [3.0, 3.0]  # another machine adds ratios, no milliseconds
+    assert set(both["clocked_on"]) == {clock["device"].iloc[0]}
 
 
 def test_a_zoo_of_names_is_these_alone():

@@ -225,14 +225,15 @@ def with_clock(rows: pd.DataFrame, clock: pd.DataFrame) -> pd.DataFrame:
     """Cells with the milliseconds to their first token, from `pace.first_token`; nan where not clocked.
 
     Each is its ratio to TokenPacker at one token, taken in turn with it, times the median of the latter on
-    the machine that clocked most: a busy moment, or a slower machine, then counts for nobody.
+    the machine that clocked most (`clocked_on`): a busy moment, or a slower machine, then counts for nobody.
     """
     if clock.empty:
-        return rows.assign(first_token_ms=np.nan)
-    here = clock["device"] == clock["device"].mode()[0]
+        return rows.assign(first_token_ms=np.nan, clocked_on="")
+    device = clock["device"].mode()[0]
+    here = clock["device"] == device
     clock = clock.assign(first_token_ms=clock["ratio"] * clock.loc[here, "tokenpacker_ms"].median())
     same = ["size", "compressor", "V"]
-    return rows.merge(clock[[*same, "first_token_ms"]], on=same, how="left")
+    return rows.merge(clock[[*same, "first_token_ms"]], on=same, how="left").assign(clocked_on=device)
 
 
 def frontier(rows: pd.DataFrame, cost: str = "mflop") -> pd.DataFrame:

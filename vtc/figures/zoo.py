@@ -127,7 +127,10 @@ def at_cost(rows: pd.DataFrame, p: Profile, cost: str = "mflop") -> alt.LayerCha
     points = points.encode(shape=shape, tooltip=["compressor", "V", cost, "error"])
     best = compare.frontier(rows, cost)["compressor"].unique()
     title = f"{COSTS[cost][0]}: on the frontier {'are' if len(best) > 1 else 'is'} {', '.join(best)}"
-    return figures.titled(lines + points, title, figures.provenance(rows, p), width=430, height=300)
+    said = [figures.provenance(rows, p)]
+    if cost == "first_token_ms":  # rows name the machine that trained them
+        said = [f"ratios to TokenPacker, times its ms on {rows['clocked_on'].iloc[0]}", f"errors: {said[0]}"]
+    return figures.titled(lines + points, title, *said, width=430, height=300)
 
 
 def frontier(rows: pd.DataFrame, best: pd.DataFrame, p: Profile) -> alt.LayerChart:
